@@ -1,0 +1,1 @@
+"""Directed Evolution for neural networks: what can be zeroed, found by trying."""

@@ -1,0 +1,27 @@
+"""What is asked: units, divergences, calibration data and how a population is measured."""
+
+from de_plugin.assess.divergence import JS, KL, MSE, Cosine, Custom, Divergence, Score, divergence
+from de_plugin.assess.granularity import NM, Block, Channel, Granularity, Kernel, Weight, granularity
+from de_plugin.assess.problem import Problem
+from de_plugin.assess.units import ParameterUnits, Units
+
+__all__ = [
+    "JS",
+    "KL",
+    "MSE",
+    "NM",
+    "Block",
+    "Channel",
+    "Cosine",
+    "Custom",
+    "Divergence",
+    "Granularity",
+    "Kernel",
+    "ParameterUnits",
+    "Problem",
+    "Score",
+    "Units",
+    "Weight",
+    "divergence",
+    "granularity",
+]

@@ -1,0 +1,290 @@
+"""What goes into each prunable weight: inputs as design matrices, their energy and their Gram matrices.
+
+Every layer that is pruned computes a product that is linear in its weight. A function mode sees these
+calls wherever they are made (in modules, in `torch.nn.functional`, inside attention), so nothing depends on
+how the model is written.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from de_plugin.assess.batches import Batch
+from de_plugin.assess.units import Layer
+
+if TYPE_CHECKING:
+    from de_plugin.assess.problem import Problem
+
+_DIMENSIONS = {"conv1d": 1, "conv2d": 2, "conv3d": 3}
+_TRANSPOSED = {"conv_transpose1d": 1, "conv_transpose2d": 2, "conv_transpose3d": 3}
+
+
+@dataclass(frozen=True)
+class Call:
+    """One use of a prunable weight.
+
+    Attributes:
+        layer: position in ``problem.units.layers``.
+        rows: which canonical outputs this call computes (attention projects in parts).
+        linear: ``linear(input, weight)`` repeats the product without bias, for any input and any weight
+            of the used rows in the parameter's own layout.
+        inputs: what the weight is applied to.
+    """
+
+    layer: int
+    rows: slice
+    linear: Callable[[Tensor, Tensor], Tensor]
+    inputs: Tensor
+    kind: str
+    options: dict[str, Any]
+
+    def design(self, layer: Layer, positions: int | None = None) -> Tensor | None:
+        """Return the inputs as ``(groups, positions, in per group x kernel)``.
+
+        Args:
+            layer: the layer that was called.
+            positions: keep at most this many, evenly spaced.
+
+        Returns:
+            The design matrices in canonical order of columns, or None for an embedding, whose design is
+            one-hot.
+        """
+        if self.kind == "embedding":
+            return None
+        if self.kind == "linear":
+            flat = self.inputs.reshape(1, -1, self.inputs.shape[-1])
+            return flat[:, _spaced(flat.shape[1], positions)]
+        return _unfolded(self, layer, positions)
+
+
+def _spaced(count: int, positions: int | None) -> Tensor | slice:
+    if positions is None or count <= positions:
+        return slice(None)
+    return torch.linspace(0, count - 1, positions).round().long()
+
+
+def _unfolded(call: Call, layer: Layer, positions: int | None) -> Tensor:
+    """Cut convolution inputs into patches; a transposed one is a plain one of the spread-out input."""
+    kernel = tuple(layer.shape[2:])
+    dims = len(kernel)
+    x = call.inputs if call.inputs.dim() == dims + 2 else call.inputs[None]
+    stride, padding, dilation = (call.options[k] for k in ("stride", "padding", "dilation"))
+    if call.kind in _TRANSPOSED:
+        spread = x.new_zeros(
+            *x.shape[:2], *((n - 1) * s + 1 for n, s in zip(x.shape[2:], stride, strict=True))
+        )
+        spread[(..., *(slice(None, None, s) for s in stride))] = x
+        extra = call.options["output_padding"]
+        pads = [d * (k - 1) - p for d, k, p in zip(dilation, kernel, padding, strict=True)]
+        x = F.pad(spread, _pad_list([(p, p + e) for p, e in zip(pads, extra, strict=True)]))
+        stride = (1,) * dims
+    else:
+        x = F.pad(x, _pad_list(padding))
+    for axis in range(dims):
+        size = x.shape[2 + 2 * axis] - dilation[axis] * (kernel[axis] - 1)
+        at = torch.arange(0, size, stride[axis])[:, None] + torch.arange(kernel[axis]) * dilation[axis]
+        if call.kind in _TRANSPOSED:
+            at = at.flip(1)
+        x = x.index_select(2 + 2 * axis, at.flatten().to(x.device)).unflatten(2 + 2 * axis, at.shape)
+    places = [2 + 2 * a for a in range(dims)]
+    taps = [3 + 2 * a for a in range(dims)]
+    grouped = x.permute(1, 0, *places, *taps)
+    channels = grouped.shape[0]
+    flat = grouped.reshape(layer.groups, channels // layer.groups, -1, math.prod(kernel))
+    flat = flat[:, :, _spaced(flat.shape[2], positions)]
+    return flat.transpose(1, 2).reshape(layer.groups, flat.shape[2], -1)
+
+
+def _pad_list(padding: Iterable[tuple[int, int]]) -> list[int]:
+    return [n for pair in reversed(list(padding)) for n in pair]
+
+
+def _several(value: Any, dims: int) -> tuple[int, ...]:
+    return (int(value),) * dims if isinstance(value, int) else tuple(int(v) for v in value) * (
+        dims if len(value) == 1 else 1
+    )
+
+
+class Capture(TorchFunctionMode):
+    """Calls `visit` for every use of a prunable weight in the calls made inside the block."""
+
+    def __init__(self, problem: Problem, visit: Callable[[Call], None]) -> None:
+        super().__init__()
+        self._visit = visit
+        self._layers = {id(x.parameter): n for n, x in enumerate(problem.units.layers)}
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if name == "linear":
+            self._linear(*args, **kwargs)
+        elif name in _DIMENSIONS or name in _TRANSPOSED:
+            self._conv(func, name, *args, **kwargs)
+        elif name == "embedding":
+            self._embedding(*args, **kwargs)
+        elif name == "multi_head_attention_forward":
+            self._attention(func, *args, **kwargs)
+        return func(*args, **kwargs)
+
+    def _known(self, weight: Any) -> int | None:
+        return self._layers.get(id(weight)) if isinstance(weight, Tensor) else None
+
+    def _emit(self, weight: Tensor, kind: str, inputs: Tensor, rows: slice | None = None) -> None:
+        layer = self._known(weight)
+        if layer is not None:
+            self._visit(Call(layer, rows or slice(None), F.linear, inputs.detach(), kind, {}))
+
+    def _linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> None:  # noqa: A002
+        self._emit(weight, "linear", input)
+
+    def _embedding(self, *args: Any, **kwargs: Any) -> None:
+        first = [kwargs.get("input", None), kwargs.get("weight", None)]
+        tensors = [*(a for a in args[:2] if isinstance(a, Tensor)), *(x for x in first if x is not None)]
+        index, weight = sorted(tensors[:2], key=lambda t: t.is_floating_point())
+        layer = self._known(weight)
+        if layer is not None:
+            self._visit(
+                Call(layer, slice(None), lambda i, w: F.embedding(i, w), index.detach(), "embedding", {})
+            )
+
+    def _conv(self, func: Any, name: str, *args: Any, **kwargs: Any) -> None:
+        dims = _DIMENSIONS.get(name) or _TRANSPOSED[name]
+        order = ["input", "weight", "bias", "stride", "padding"]
+        order += ["output_padding", "groups", "dilation"] if name in _TRANSPOSED else ["dilation", "groups"]
+        given = {**dict(zip(order, args, strict=False)), **kwargs}
+        layer = self._known(given["weight"])
+        if layer is None:
+            return
+        options: dict[str, Any] = {"stride": _several(given.get("stride", 1), dims)}
+        options["dilation"] = _several(given.get("dilation", 1), dims)
+        padding = given.get("padding", 0)
+        if name in _TRANSPOSED:
+            options["padding"] = _several(padding, dims)
+            options["output_padding"] = _several(given.get("output_padding", 0), dims)
+        elif isinstance(padding, str):
+            total = [
+                0 if padding == "valid" else d * (k - 1)
+                for d, k in zip(options["dilation"], given["weight"].shape[2:], strict=True)
+            ]
+            options["padding"] = [(t // 2, t - t // 2) for t in total]
+        else:
+            options["padding"] = [(p, p) for p in _several(padding, dims)]
+        rest = {k: v for k, v in given.items() if k not in ("input", "weight", "bias")}
+        self._visit(
+            Call(
+                layer,
+                slice(None),
+                lambda x, w: func(x, w, None, **rest),
+                given["input"].detach(),
+                name,
+                options,
+            )
+        )
+
+    def _attention(self, func: Any, *args: Any, **kwargs: Any) -> None:
+        """Report what attention projects, and, by leaving the last projection out, its input."""
+        bound = inspect.signature(func).bind(*args, **kwargs)
+        given = bound.arguments
+        width = int(given["embed_dim_to_check"])
+        streams = [given["query"], given["key"], given["value"]]
+        if given.get("use_separate_proj_weight"):
+            for name, stream in zip("qkv", streams, strict=True):
+                self._emit(given[f"{name}_proj_weight"], "linear", stream)
+        elif given["in_proj_weight"] is not None:
+            for part, stream in enumerate(streams):
+                rows = slice(part * width, (part + 1) * width)
+                self._emit(given["in_proj_weight"], "linear", stream, rows)
+        if self._known(given["out_proj_weight"]) is not None:
+            like = given["out_proj_weight"]
+            given["out_proj_weight"] = torch.eye(width, dtype=like.dtype, device=like.device)
+            weight, given["out_proj_bias"] = like, None
+            self._emit(weight, "linear", func(*bound.args, **bound.kwargs)[0])
+
+
+def observe(problem: Problem, batches: list[Batch], visit: Callable[[Call], None]) -> None:
+    """Run the student as it stands over `batches` and report every use of a prunable weight."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.no_grad(), Capture(problem, visit):
+            for batch in batches:
+                problem.forward(problem.model, batch.inputs)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def input_energy(problem: Problem, index: Tensor) -> list[Tensor]:
+    """Return, for every weight, the mean over samples of the summed squares of the inputs it meets.
+
+    The product is linear in the weight, so the sum of squares is a derivative: that of the summed
+    product of squared inputs. One tensor of the parameter's shape a layer.
+    """
+    total = [torch.zeros_like(layer.parameter) for layer in problem.units.layers]
+    batches = problem.pool.take(index)
+
+    def visit(call: Call) -> None:
+        parameter = problem.units.layers[call.layer].parameter
+        with torch.enable_grad():
+            weight = parameter.detach()[call.rows].clone().requires_grad_(True)
+            squared = call.inputs if call.kind == "embedding" else call.inputs.square()
+            (g,) = torch.autograd.grad(call.linear(squared, weight).sum(), weight)
+        total[call.layer][call.rows] += g
+
+    with problem.units.zeroed(problem.kept), problem.repaired(batches):
+        observe(problem, batches, visit)
+    samples = sum(b.size for b in batches)
+    return [t / samples for t in total]
+
+
+def grams(
+    problem: Problem, index: Tensor, layers: Iterable[int], *, positions: int = 4096
+) -> dict[int, list[tuple[slice, Tensor]]]:
+    """Return the mean outer product of each layer's inputs at the student.
+
+    Args:
+        problem: whose student runs, with `problem.kept` in force.
+        index: the samples.
+        layers: which layers; embeddings are left out, their Gram matrix is diagonal.
+        positions: use at most so many positions of each batch, evenly spaced.
+
+    Returns:
+        For each layer a list of ``(canonical outputs that share it, Gram (in x kernel)²)``, one entry a
+        convolution group or a part of an attention projection. A mean over positions.
+    """
+    wanted = set(layers)
+    total: dict[tuple[int, int, int], Tensor] = {}
+    count: dict[tuple[int, int, int], int] = {}
+
+    def visit(call: Call) -> None:
+        layer = problem.units.layers[call.layer]
+        if call.layer not in wanted:
+            return
+        design = call.design(layer, positions)
+        if design is None:
+            return
+        start, stop, _ = call.rows.indices(layer.shape[0])
+        width = (stop - start) // len(design)
+        for group, x in enumerate(design):
+            key = (call.layer, start + group * width, start + (group + 1) * width)
+            product = x.T @ x
+            total[key] = total[key] + product if key in total else product
+            count[key] = count.get(key, 0) + len(x)
+
+    batches = problem.pool.take(index)
+    with problem.units.zeroed(problem.kept), problem.repaired(batches):
+        observe(problem, batches, visit)
+    result: dict[int, list[tuple[slice, Tensor]]] = {}
+    for key in sorted(total):
+        result.setdefault(key[0], []).append((slice(*key[1:]), total[key] / count[key]))
+    return result

@@ -1,0 +1,146 @@
+"""First and second order at the student: gradients of the divergence and samples of its Fisher."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+from torch.func import functional_call, grad, vmap
+from torch.utils._pytree import tree_map
+
+from de_plugin.assess.batches import Batch
+from de_plugin.assess.divergence import MSE, Curved, leaves
+from de_plugin.assess.evaluate import _Call
+from de_plugin.errors import GradientError
+
+if TYPE_CHECKING:
+    from de_plugin.assess.problem import Problem
+
+_CHUNK_BYTES = 256 << 20
+
+
+def mean_gradient(problem: Problem, index: Tensor) -> list[Tensor]:
+    """Return the divergence's gradient at the student, for zeroed weights too; one tensor a layer.
+
+    Args:
+        problem: whose student is asked, with `problem.kept` in force.
+        index: the samples.
+
+    Raises:
+        GradientError: the divergence or the model has no gradient.
+    """
+    parameters = [layer.parameter for layer in problem.units.layers]
+    flags = [p.requires_grad for p in parameters]
+    total = [torch.zeros_like(p) for p in parameters]
+    batches = problem.pool.take(index)
+    samples = sum(b.size for b in batches)
+    try:
+        for p in parameters:
+            p.requires_grad_(True)
+        with torch.enable_grad(), problem.units.zeroed(problem.kept), problem.repaired(batches):
+            for batch in batches:
+                value = problem.measure([batch])
+                if not value.requires_grad:
+                    raise GradientError(
+                        f"divergence={problem.divergence.name!r}: no gradient reaches the weights; use "
+                        "criteria without gradients (magnitude, activation, random)"
+                    )
+                for into, g in zip(
+                    total, torch.autograd.grad(value, parameters, allow_unused=True), strict=True
+                ):
+                    if g is not None:
+                        into += g * (batch.size / samples)
+    finally:
+        for p, flag in zip(parameters, flags, strict=True):
+            p.requires_grad_(flag)
+    return total
+
+
+def sample_gradients(
+    problem: Problem, index: Tensor, generator: torch.Generator, *, labels: bool = False
+) -> Iterator[list[Tensor]]:
+    """Yield per-sample gradients ``(samples, *parameter.shape)`` a layer, in chunks that fit in memory.
+
+    Without labels the targets are drawn from the student's own outputs, so that the mean of the
+    squares is the divergence's Fisher information; with labels it is the cross-entropy's.
+
+    Raises:
+        GradientError: the model or the divergence has no usable gradient.
+        DataError: labels are asked for and there are none.
+    """
+    if labels:
+        problem.require_labels("labels=True")
+    curved = problem.divergence if isinstance(problem.divergence, Curved) else MSE()
+    weights = sum(layer.parameter.numel() for layer in problem.units.layers)
+    chunk = max(1, min(problem.pool.batch_size, _CHUNK_BYTES // (4 * weights)))
+    call = _Call(problem).eval()
+    with problem.units.zeroed(problem.kept):
+        for batch in problem.pool.take(index, chunk):
+            with torch.no_grad():
+                outputs = problem.forward(problem.model, batch.inputs)
+            if not leaves(outputs):
+                raise GradientError("model: no floating-point output to differentiate")
+            targets = [batch.labels] if labels else curved.draw(outputs, generator)
+            yield _gradients(problem, call, curved, batch, targets, labels)
+
+
+def _gradients(
+    problem: Problem, call: _Call, curved: Curved, batch: Batch, targets: list[Tensor], labels: bool
+) -> list[Tensor]:
+    names = [f"model.{layer.name}" for layer in problem.units.layers]
+    live = {
+        name: layer.parameter.detach()
+        for name, layer in zip(names, problem.units.layers, strict=True)
+    }
+
+    def loss(weights: dict[str, Tensor], inputs: object, target: list[Tensor]) -> Tensor:
+        one = tree_map(lambda x: x[None] if isinstance(x, Tensor) else x, inputs)
+        outputs = functional_call(call, weights, (one,), tie_weights=True)
+        aim = [t[None] for t in target]
+        if labels:
+            return F.cross_entropy(leaves(outputs)[0], aim[0])
+        return curved.sampled_loss(outputs, aim)
+
+    if problem.pool.stacked is not None and problem.remember("vmap_gradients", lambda: True):
+        try:
+            found = vmap(grad(loss), in_dims=(None, 0, 0))(live, batch.inputs, targets)
+            return [found[name].detach() for name in names]
+        except (RuntimeError, ValueError, NotImplementedError):
+            problem.store("vmap_gradients", False)
+    return _one_by_one(problem, curved, batch, targets, labels)
+
+
+def _one_by_one(
+    problem: Problem, curved: Curved, batch: Batch, targets: list[Tensor], labels: bool
+) -> list[Tensor]:
+    """Differentiate sample by sample, for models that `vmap` cannot run."""
+    parameters = [layer.parameter for layer in problem.units.layers]
+    flags = [p.requires_grad for p in parameters]
+    rows: list[list[Tensor]] = [[] for _ in parameters]
+    single = problem.pool.stacked is not None
+    try:
+        for p in parameters:
+            p.requires_grad_(True)
+        for i in range(batch.size if single else 1):
+            part = slice(i, i + 1) if single else slice(None)
+            inputs = tree_map(lambda x, s=part: x[s] if isinstance(x, Tensor) else x, batch.inputs)
+            with torch.enable_grad():
+                outputs = problem.forward(problem.model, inputs if single else batch.inputs)
+                aim = [t[part] for t in targets]
+                value = (
+                    F.cross_entropy(leaves(outputs)[0], aim[0])
+                    if labels
+                    else curved.sampled_loss(outputs, aim) * (1 if single else batch.size**-0.5)
+                )
+                found = torch.autograd.grad(value, parameters, allow_unused=True)
+            for row, p, g in zip(rows, parameters, found, strict=True):
+                row.append(torch.zeros_like(p) if g is None else g)
+    except RuntimeError as error:
+        raise GradientError(f"model: cannot be differentiated ({error})") from error
+    finally:
+        for p, flag in zip(parameters, flags, strict=True):
+            p.requires_grad_(flag)
+    return [torch.stack(row) for row in rows]

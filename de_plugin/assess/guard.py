@@ -1,0 +1,58 @@
+"""The user's model comes back bit-exact, whatever happens: snapshots of parameters, buffers and modes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from de_plugin.errors import ModeError
+
+
+class Snapshot:
+    """All that de_plugin may change in a model: values, modes and `requires_grad` flags."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._tensors: list[tuple[Tensor, Tensor]] = [
+            (x, x.detach().clone()) for x in (*model.parameters(), *model.buffers())
+        ]
+        self._grads = [(p, p.grad, p.requires_grad) for p in model.parameters()]
+        self._modes = [(m, m.training) for m in model.modules()]
+
+    def restore(self) -> None:
+        """Write every value back in place."""
+        with torch.no_grad():
+            for live, saved in self._tensors:
+                live.data.copy_(saved)
+        for parameter, grad, flag in self._grads:
+            parameter.requires_grad_(flag)
+            parameter.grad = grad
+        for module, mode in self._modes:
+            module.training = mode
+
+
+@contextmanager
+def untouched_on_error(model: nn.Module) -> Iterator[Snapshot]:
+    """Restore the model when the block raises anything, KeyboardInterrupt included."""
+    snapshot = Snapshot(model)
+    try:
+        yield snapshot
+    except BaseException:
+        snapshot.restore()
+        raise
+
+
+def require_eval(model: nn.Module) -> None:
+    """Refuse a model in train mode: dropout and batch statistics would drown what is measured.
+
+    Raises:
+        ModeError: a module is in train mode.
+    """
+    training = [name or type(model).__name__ for name, m in model.named_modules() if m.training]
+    if training:
+        raise ModeError(
+            f"model: {len(training)} module(s) are in train mode (such as {training[0]!r}); dropout "
+            "and batch statistics would drown what is measured: call model.eval() first"
+        )

@@ -1,0 +1,32 @@
+"""The zoo: real data and small trained networks that examples, benchmarks and tests share.
+
+It is imported as ``de_plugin.zoo``. ``teacher("lenet5", "mnist")`` gives a trained network,
+``mnist()`` and ``fashion_mnist()`` give the data, ``MODELS`` and ``DATA`` say what there is.
+"""
+
+if __name__ != "de_plugin.zoo":
+    raise ImportError(
+        f"the zoo was imported as {__name__!r}, expected 'de_plugin.zoo': install de_plugin and "
+        "write 'from de_plugin.zoo import ...'"
+    )
+
+from .checkpoints import load_checkpoint
+from .data import DATA, Dataset, fashion_mnist, mnist
+from .evaluation import accuracy
+from .models import MODELS, lenet5, lenet300, mlpnet, resnet
+from .teachers import teacher
+
+__all__ = [
+    "DATA",
+    "MODELS",
+    "Dataset",
+    "accuracy",
+    "fashion_mnist",
+    "lenet5",
+    "lenet300",
+    "load_checkpoint",
+    "mlpnet",
+    "mnist",
+    "resnet",
+    "teacher",
+]

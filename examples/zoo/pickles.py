@@ -90,7 +90,8 @@ def _pixels(values: object) -> NDArray[np.uint8]:
         scaled = array * array.dtype.type(scale)
         rounded = np.rint(scaled)
         if _within(np.abs(scaled - rounded), 0, 1e-2) and _within(rounded, 0, 255):
-            return rounded.astype(np.uint8).reshape(-1, 28, 28)
+            pixels: NDArray[np.uint8] = rounded.astype(np.uint8)
+            return pixels.reshape(-1, 28, 28)
     raise DataError("images hold values that are not n/256 or n/255 with n from 0 to 255")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -78,8 +79,8 @@ def teacher(
         return network.eval()
     train(network, dataset.train_inputs, dataset.train_labels, recipe, seed, progress)
     if cache:
-        facts = {"model": model, "data": dataset.name, "seed": str(seed), "recipe": repr(recipe)}
-        store(path, network.state_dict(), facts)
+        facts = {"model": model, "data": dataset.name, "seed": seed, **dataclasses.asdict(recipe)}
+        store(path, network.state_dict(), {"made_by": json.dumps(facts)})
     return network
 
 

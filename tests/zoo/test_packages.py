@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -36,8 +37,8 @@ def fake_run(monkeypatch: pytest.MonkeyPatch) -> Callable[[Command], list[Sequen
             options["stdout"].write(b"first\nthe reason\n\n")
             return subprocess.CompletedProcess(args, code)
 
-        monkeypatch.setattr(packages.subprocess, "run", run)
-        monkeypatch.setattr(packages.shutil, "which", lambda tool: f"/bin/{tool}")
+        monkeypatch.setattr(subprocess, "run", run)
+        monkeypatch.setattr(shutil, "which", lambda tool: f"/bin/{tool}")
         return ran
 
     return install
@@ -112,7 +113,7 @@ def test_a_program_that_leaves_nothing(
 
 
 def test_a_program_that_hangs_or_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packages.shutil, "which", lambda tool: f"/bin/{tool}")
+    monkeypatch.setattr(shutil, "which", lambda tool: f"/bin/{tool}")
     for error, message in [
         (subprocess.TimeoutExpired("pip", 3), "took more than 3 s"),
         (FileNotFoundError("pip"), "cannot be started"),
@@ -121,7 +122,7 @@ def test_a_program_that_hangs_or_is_missing(monkeypatch: pytest.MonkeyPatch) -> 
         def run(*args: Any, error: Exception = error, **options: Any) -> None:
             raise error
 
-        monkeypatch.setattr(packages.subprocess, "run", run)
+        monkeypatch.setattr(subprocess, "run", run)
         with pytest.raises(DataError, match=message):
             packages.fetched_mnist(timeout=3)
 
@@ -142,7 +143,7 @@ def test_fetched_fashion_mnist_is_unpacked_not_installed(
 
 
 def test_fashion_mnist_without_debian(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packages.shutil, "which", lambda tool: None)
+    monkeypatch.setattr(shutil, "which", lambda tool: None)
     with pytest.raises(DataError, match="no apt-get and no dpkg-deb on this machine"):
         packages.fetched_fashion_mnist()
     with pytest.raises(DataError, match="dataset-fashion-mnist is not installed"):

@@ -1,0 +1,97 @@
+"""Fisher: the second-order cost of each weight alone, from squared per-sample gradients."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from de_plugin.assess.gradients import sample_gradients
+from de_plugin.assess.problem import Problem
+from de_plugin.criteria.base import register
+from de_plugin.criteria.scoring import (
+    finish,
+    noise,
+    positive,
+    require_gradient,
+    weights,
+    widened,
+)
+from de_plugin.types import Mask, Scores
+
+_KEY = 2
+
+
+def diagonal(
+    problem: Problem, index: Tensor, generator: torch.Generator, labels: bool = False
+) -> list[Tensor]:
+    """Return the diagonal of the Fisher information at the student: mean squared gradients.
+
+    Args:
+        problem: whose student is asked, with ``problem.kept`` in force.
+        index: the samples; one may occur several times, each with its own drawn target.
+        generator: draws the targets.
+        labels: use the batches' labels and their cross-entropy instead (the empirical Fisher).
+
+    Returns:
+        One tensor of the parameter's shape a layer, for zeroed weights too.
+
+    Raises:
+        GradientError: the model has no usable gradient.
+        DataError: labels are asked for and there are none.
+    """
+    total = [torch.zeros_like(widened(layer.parameter.detach())) for layer in problem.units.layers]
+    rows = 0
+    for found in sample_gradients(problem, index, generator, labels=labels):
+        for into, g in zip(total, found, strict=True):
+            into += widened(g).square().sum(0)
+        rows += len(found[0])
+    return [t / rows for t in total]
+
+
+@register("fisher")
+@dataclass(frozen=True)
+class Fisher:
+    """Half the summed Fisher x w²: what zeroing costs to second order (OBD, LeCun et al. 1990, eq. 5).
+
+    Args:
+        samples: calibration samples drawn at each call.
+        labels: use the batches' labels and their cross-entropy.
+
+    Raises:
+        ArgumentError: `samples` is not positive.
+    """
+
+    samples: int = 2000
+    labels: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse sample counts that are not positive."""
+        positive("Fisher", samples=self.samples)
+
+    @property
+    def name(self) -> str:
+        """Return "fisher"."""
+        return "fisher"
+
+    @property
+    def needs_gradient(self) -> bool:
+        """Return True."""
+        return True
+
+    def __call__(self, problem: Problem, eligible: Mask, count: int) -> Scores:
+        """Return ``½ sum F w²`` a unit, ``(units,)``.
+
+        Raises:
+            GradientError: the divergence has no gradient.
+            DataError: labels are asked for and there are none.
+        """
+        require_gradient(problem, self.name)
+        information = diagonal(
+            problem, problem.draw(self.samples), noise(problem, _KEY), self.labels
+        )
+        costs = [
+            0.5 * f * w.square() for f, w in zip(information, weights(problem), strict=True)
+        ]
+        return finish(problem, eligible, problem.units.reduce(costs), self.name)

@@ -1,0 +1,223 @@
+"""Directed Evolution as a criterion: genomes over criteria evolve by the divergence they cause."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from de_plugin.assess.problem import Problem
+from de_plugin.criteria import Criterion, criterion, register
+from de_plugin.errors import ArgumentError
+from de_plugin.evolve import Halving, Search, halve
+from de_plugin.prune.swap import Swaps, swap
+from de_plugin.types import Mask, Masks, Scores
+
+
+@runtime_checkable
+class Evolving(Protocol):
+    """A criterion that chooses a whole set, and may revive units that went earlier."""
+
+    def evolve(self, problem: Problem, eligible: Mask, count: int, free: Mask) -> Mask:
+        """Return what is kept when `count` more units are zeroed."""
+
+
+@dataclass(frozen=True)
+class DirectedEvolution:
+    """The lowest measured divergence that evolution finds (arXiv:2206.05859).
+
+    A genome holds an exponent for each criterion (a product of powers ranks the units), an offset for
+    each layer (the allocation of sparsity) and a mutation temperature. Its candidate set is assessed by
+    zeroing it; the pure criteria are always candidates too.
+
+    Args:
+        criteria: what the genomes combine, names or criteria; those that need a gradient are left out
+            where there is none.
+        population: genomes a generation.
+        generations: generations a cycle.
+        samples: samples on which a generation's best are compared.
+        exponent: standard deviation of the exponents' mutation.
+        offset: standard deviation of the layer offsets' mutation.
+        temperature: standard deviation, and twice the size, of the noise on a ranking.
+        halving: how a generation is thinned out.
+        swaps: directed mutation after the genomes.
+    """
+
+    criteria: tuple[Criterion | str, ...] = ("magnitude", "activation", "fisher")
+    population: int = 24
+    generations: int = 4
+    samples: int = 2000
+    exponent: float = 0.2
+    offset: float = 0.4
+    temperature: float = 0.1
+    halving: Halving = Halving()
+    swaps: Swaps = Swaps()
+
+    def __post_init__(self) -> None:
+        """Resolve the criteria and check the numbers."""
+        if not self.criteria or isinstance(self.criteria, str):
+            raise ArgumentError(f"criteria={self.criteria!r}: expected a non-empty tuple")
+        object.__setattr__(self, "criteria", tuple(criterion(c) for c in self.criteria))
+        if self.population < 4 or self.generations < 0 or self.samples < 1:
+            raise ArgumentError(
+                f"population={self.population}, generations={self.generations}, samples={self.samples}: "
+                "expected at least 4, 0 and 1"
+            )
+        if not min(self.exponent, self.offset, self.temperature) > 0:
+            raise ArgumentError(
+                f"exponent={self.exponent}, offset={self.offset}, temperature={self.temperature}: "
+                "expected deviations > 0"
+            )
+
+    @property
+    def name(self) -> str:
+        """Return "de"."""
+        return "de"
+
+    @property
+    def needs_gradient(self) -> bool:
+        """False: without a gradient the criteria that need one are left out."""
+        return False
+
+    def __call__(self, problem: Problem, eligible: Mask, count: int) -> Scores:
+        """Rank the units: the evolved set first, then the rest, by the best genome's ranking."""
+        kept, scores = self._search(problem, eligible, count, eligible)
+        order = scores.masked_fill(~eligible, float("inf")).double()
+        order[problem.kept & ~kept] -= float(order[eligible].max() - order[eligible].min()) + 1
+        return order
+
+    def evolve(self, problem: Problem, eligible: Mask, count: int, free: Mask) -> Mask:
+        """Return what is kept when `count` more units are zeroed, exchanges among `free` allowed."""
+        return self._search(problem, eligible, count, free)[0]
+
+    # -- the cycle -------------------------------------------------------------------------------
+
+    def _search(
+        self, problem: Problem, eligible: Mask, count: int, free: Mask
+    ) -> tuple[Mask, Tensor]:
+        usable = [
+            c
+            for c in self.criteria
+            if not isinstance(c, str) and (problem.has_gradient or not c.needs_gradient)
+        ]
+        if not usable:
+            raise ArgumentError(
+                "criteria: all of them need a gradient and the divergence has none; add 'magnitude'"
+            )
+        raw = [c(problem, eligible, count) for c in usable]
+        pure = torch.stack([problem.select(s, eligible, count) for s in raw])
+        names = [c.name for c in usable]
+        winner, scores = self._genomes(problem, eligible, count, raw, pure, names)
+        swapped = winner
+        if self.swaps.rounds and not problem.out_of_budget():
+            swapped = swap(problem, winner, free, scores, self.swaps)
+        return self._gate(problem, torch.stack([swapped, winner, *pure]), names), scores
+
+    def _genomes(
+        self,
+        problem: Problem,
+        eligible: Mask,
+        count: int,
+        raw: list[Scores],
+        pure: Masks,
+        names: list[str],
+    ) -> tuple[Mask, Tensor]:
+        features = torch.stack([_standard(s, eligible) for s in raw])
+        turn = int(problem.remember((self, "turn"), int)) + 1
+        problem.store((self, "turn"), turn)
+        search = problem.remember((self, "search"), lambda: None)
+        first = problem.assess(pure, problem.draw(self.samples))
+        if search is None:
+            search = self._new_search(problem, int(first.argmin()), len(raw))
+            problem.store((self, "search"), search)
+        else:
+            search.restart(search.centre, problem.seed + turn)
+        elite, ranking = pure[int(first.argmin())], features[int(first.argmin())]
+        for generation in range(self.generations):
+            if problem.out_of_budget():
+                break
+            genomes = torch.from_numpy(search.ask()).float()
+            rankings = [
+                self._ranking(problem, g, features, (turn, generation, n))
+                for n, g in enumerate(genomes)
+            ]
+            masks = torch.cat([
+                torch.stack([problem.select(r, eligible, count) for r in rankings]),
+                pure,
+                elite[None],
+            ])
+            index = problem.draw(self.samples)
+            order = torch.randperm(len(index), generator=problem.generator(4, turn, generation))
+            values, best = halve(
+                lambda some, part, m=masks: problem.assess(m[some], part),  # type: ignore[misc]
+                len(masks),
+                index[order],
+                self.halving,
+            )
+            search.tell(values[: len(genomes)].numpy().astype(np.float64))
+            if best < len(genomes):
+                ranking = rankings[best]
+            elif best < len(masks) - 1:
+                ranking = features[best - len(genomes)]
+            elite = masks[best]
+            problem.events.append({
+                "kind": "generation",
+                "generation": generation,
+                "best": float(values[best]),
+                "pure": {
+                    n: float(v) for n, v in zip(names, values[len(genomes) : -1], strict=True) if v < 1e30
+                },
+                "winner": "genome" if best < len(genomes) else "elite or pure criterion",
+            })
+        return elite, ranking
+
+    def _new_search(self, problem: Problem, best: int, criteria: int) -> Search:
+        layers = 0 if problem.quota is not None else len(problem.units.layers)
+        mean = np.zeros(criteria + layers + 1)
+        mean[best] = 1.0
+        deviation = [self.exponent] * criteria + [self.offset] * layers + [self.temperature]
+        return Search(mean, np.array(deviation), self.population, problem.seed)
+
+    def _ranking(
+        self, problem: Problem, genome: Tensor, features: Tensor, key: tuple[int, ...]
+    ) -> Tensor:
+        criteria = len(features)
+        scores = torch.einsum("c,cu->u", genome[:criteria], features)
+        if problem.quota is None:
+            scores = scores + genome[criteria:-1][problem.units.layer_of]
+        warmth = float(genome[-1].abs())
+        noise = torch.randn(problem.units.count, generator=problem.generator(5, *key))
+        return scores + 0.5 * warmth * noise
+
+    def _gate(self, problem: Problem, masks: Masks, names: list[str]) -> Mask:
+        """Let winner and pure criteria meet once more, on data held back from the search."""
+        values = problem.gate(masks)
+        best = int(values.argmin())
+        labels = ["swapped", "evolved", *names]
+        problem.events.append({
+            "kind": "gate",
+            "divergence": dict(zip(labels, values.tolist(), strict=True)),
+            "chosen": labels[best],
+            "overruled": best > 1,
+        })
+        return masks[best]
+
+
+def _standard(scores: Scores, eligible: Mask) -> Tensor:
+    """Return log-scores with mean 0 and deviation 1 over the eligible units, 0 elsewhere."""
+    part = scores[eligible].double()
+    if bool((part < 0).any()):
+        part = part.argsort(stable=True).argsort(stable=True).double() + 1
+    positive = part[part > 0]
+    floor = float(positive.min()) / 10 if len(positive) else 1.0
+    logs = part.clamp_min(floor).log()
+    spread = logs.std(unbiased=False)
+    result = torch.zeros(scores.shape, dtype=torch.float32)
+    result[eligible] = ((logs - logs.mean()) / spread.clamp_min(1e-12)).float()
+    return result
+
+
+register("de")(DirectedEvolution)

@@ -1,0 +1,17 @@
+"""What brings the survivors back after a cut: statistics, biases, least squares, distillation."""
+
+from de_plugin.prune.recover.base import Recovery, Sequence, recovery
+from de_plugin.prune.recover.batchnorm import BatchNormMatching
+from de_plugin.prune.recover.bias import BiasCorrection
+from de_plugin.prune.recover.distill import Distillation
+from de_plugin.prune.recover.leastsquares import LeastSquares
+
+__all__ = [
+    "BatchNormMatching",
+    "BiasCorrection",
+    "Distillation",
+    "LeastSquares",
+    "Recovery",
+    "Sequence",
+    "recovery",
+]

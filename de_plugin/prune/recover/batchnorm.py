@@ -1,0 +1,177 @@
+"""Batch-norm matching: running statistics that give every channel its teacher's mean and variance.
+
+Recalibration would put the student's own statistics into the layer, which normalises its outputs but
+keeps nothing of the teacher's data; here the outputs themselves are matched. As in the correction of
+activation statistics after compression (Finkelstein et al., arXiv:1906.03193; REPAIR, arXiv:2211.08403).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from de_plugin.assess.batches import Batch
+from de_plugin.assess.guard import untouched_on_error
+from de_plugin.assess.problem import Problem, Repair
+from de_plugin.errors import ArgumentError
+from de_plugin.prune.recover.base import prepared
+from de_plugin.prune.recover.moments import Moments, calibration, joined
+
+_Norm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
+
+
+def _norms(model: nn.Module) -> dict[str, _Norm]:
+    """Return the batch norms that use running statistics, by name."""
+    return {
+        name: m
+        for name, m in model.named_modules()
+        if isinstance(m, _Norm) and m.running_mean is not None and not m.training
+    }
+
+
+@dataclass(frozen=True)
+class BatchNormMatching:
+    """Choose running statistics so that each batch norm's output keeps its teacher's moments.
+
+    Layers are matched in the order of execution, each on inputs that the earlier ones have shaped
+    already, in one forward pass. Batches that cannot be joined (images of several sizes) are matched on
+    those seen so far. Norms that are used more than once in a pass are left alone.
+
+    Args:
+        samples: how many search samples the moments are measured on.
+
+    Raises:
+        ArgumentError: `samples` is not positive.
+    """
+
+    samples: int = 512
+
+    def __post_init__(self) -> None:
+        """Refuse empty calibration."""
+        if self.samples < 1:
+            raise ArgumentError(f"samples={self.samples}: expected a positive number")
+
+    @property
+    def name(self) -> str:
+        """Return "batchnorm"."""
+        return "batchnorm"
+
+    def prepare(self, problem: Problem) -> None:
+        """Measure the teacher's moments."""
+        self._teacher(problem)
+
+    def __call__(self, problem: Problem) -> None:
+        """Set the running statistics for good."""
+        teacher = self._teacher(problem)
+        batches = problem.pool.take(calibration(problem, self.samples), self.samples)
+        with untouched_on_error(problem.model), problem.units.zeroed(problem.kept):
+            _match(problem, batches, teacher)
+
+    def in_assessment(self) -> Repair:
+        """Return the matching on a candidate's own batches, undone on exit."""
+        return self._tentatively
+
+    @contextmanager
+    def _tentatively(self, problem: Problem, batches: list[Batch]) -> Iterator[None]:
+        teacher = self._teacher(problem)
+        saved = [
+            (buffer, buffer.clone())
+            for norm in _norms(problem.model).values()
+            for buffer in (norm.running_mean, norm.running_var)
+            if buffer is not None
+        ]
+        try:
+            if teacher:
+                _match(problem, joined(batches), teacher)
+            yield
+        finally:
+            with torch.no_grad():
+                for live, value in saved:
+                    live.copy_(value)
+
+    def _teacher(self, problem: Problem) -> dict[str, Moments]:
+        return prepared(problem, self, lambda: _measure(problem, self.samples))
+
+
+def _measure(problem: Problem, samples: int) -> dict[str, Moments]:
+    """Return the moments of every batch norm's output, but of those used more than once in a pass."""
+    norms = _norms(problem.model)
+    if not norms:
+        return {}
+    batches = problem.pool.take(calibration(problem, samples))
+    found: dict[str, Moments] = {}
+    calls: dict[str, int] = {}
+
+    def watch(name: str) -> Any:
+        def hook(_module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> None:
+            found.setdefault(name, Moments()).add(output, 1)
+            calls[name] = calls.get(name, 0) + 1
+
+        return hook
+
+    with ExitStack() as stack, torch.no_grad():
+        for name, norm in norms.items():
+            stack.callback(norm.register_forward_hook(watch(name)).remove)
+        for batch in batches:
+            problem.forward(problem.model, batch.inputs)
+    return {name: moments for name, moments in found.items() if calls[name] <= len(batches)}
+
+
+def _match(problem: Problem, batches: list[Batch], teacher: dict[str, Moments]) -> None:
+    """Run the student as it stands; every batch norm gets its statistics just before it runs."""
+    seen: dict[str, Moments] = {}
+    before = {
+        name: (norm.running_mean.clone(), norm.running_var.clone())
+        for name, norm in _norms(problem.model).items()
+        if name in teacher and norm.running_mean is not None and norm.running_var is not None
+    }
+
+    def adjust(name: str) -> Any:
+        def hook(norm: Any, args: tuple[Tensor, ...]) -> None:
+            moments = seen.setdefault(name, Moments()).add(args[0], 1)
+            mean, var = matched(norm, moments, teacher[name], *before[name])
+            norm.running_mean.copy_(mean)
+            norm.running_var.copy_(var)
+
+        return hook
+
+    modules = dict(problem.model.named_modules())
+    with ExitStack() as stack, torch.no_grad():
+        for name in before:
+            stack.callback(modules[name].register_forward_pre_hook(adjust(name)).remove)
+        for batch in batches:
+            problem.forward(problem.model, batch.inputs)
+
+
+def matched(
+    norm: _Norm, student: Moments, teacher: Moments, mean: Tensor, var: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return running mean and variance that turn the student's input moments into the teacher's output's.
+
+    From ``g (x - mean) / sqrt(var + eps) + b``: the output's variance is the teacher's when
+    ``var + eps = g^2 v_x / v_T``, its mean when ``mean = m_x - (m_T - b) sqrt(var + eps) / g``. Where
+    the input or the teacher's output is constant the old variance stays, and where ``g`` is nil both.
+
+    Args:
+        norm: whose ``weight``, ``bias`` and ``eps`` count.
+        student: moments of its input ``(channels,)``.
+        teacher: moments of the teacher's output ``(channels,)``.
+        mean: the running mean until now.
+        var: the running variance until now.
+    """
+    old_mean, old_var = mean.double(), var.double()
+    gain = torch.ones_like(old_mean) if norm.weight is None else norm.weight.detach().double()
+    shift = torch.zeros_like(old_mean) if norm.bias is None else norm.bias.detach().double()
+    nil = gain.abs() < 1e-8
+    rounding = 1e-12 * (student.mean.square() + old_var + norm.eps)
+    constant = (student.var <= rounding) | (teacher.var <= 1e-12 * (gain.square() + teacher.mean.square()))
+    scaled = gain.square() * student.var / teacher.var.clamp_min(1e-300) - norm.eps
+    new_var = torch.where(constant | nil, old_var, scaled.clamp_min(0))
+    safe = torch.where(nil, torch.ones_like(gain), gain)
+    new_mean = student.mean - (teacher.mean - shift) * (new_var + norm.eps).sqrt() / safe
+    return torch.where(nil, old_mean, new_mean), new_var

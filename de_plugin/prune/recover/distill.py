@@ -1,0 +1,211 @@
+"""Distillation: the survivors are trained to the teacher's answers, label-free unless asked otherwise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from de_plugin.assess.batches import Batch
+from de_plugin.assess.divergence import leaves
+from de_plugin.assess.guard import untouched_on_error
+from de_plugin.assess.problem import Problem
+from de_plugin.errors import ArgumentError, GradientError
+
+_CALLS = ("recover", "distill", "calls")
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """Train what survives with Adam, towards the teacher's outputs (Hinton et al., arXiv:1503.02531).
+
+    Every parameter that requires a gradient is trained (all of them where none does), prunable weights
+    only where they are kept. The model stays in eval mode, so batch-norm statistics don't move. The
+    best state on the held-back data is what remains; the starting point takes part, so that a
+    distillation never ends worse there than it began.
+
+    Args:
+        steps: of Adam; >= 0.
+        lr: learning rate at the start; > 0.
+        batch_size: search samples a step; each call of the recovery draws fresh ones.
+        labels: weight of the labels' cross-entropy, in [0, 1]; the divergence weighs the rest.
+        schedule: "cosine" to zero, or "constant".
+        weight_decay: of Adam; >= 0.
+        validate_every: steps between two looks at the held-back data.
+        patience: stop after so many looks without a better one; None never stops early.
+
+    Raises:
+        ArgumentError: a number is out of range.
+    """
+
+    steps: int = 500
+    lr: float = 1e-3
+    batch_size: int = 256
+    labels: float = 0.0
+    schedule: Literal["cosine", "constant"] = "cosine"
+    weight_decay: float = 0.0
+    validate_every: int = 50
+    patience: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse numbers out of range."""
+        if self.steps < 0 or self.batch_size < 1 or self.validate_every < 1:
+            raise ArgumentError(
+                f"steps={self.steps}, batch_size={self.batch_size}, validate_every="
+                f"{self.validate_every}: expected steps >= 0 and the others positive"
+            )
+        if not 0 < self.lr < math.inf or not 0 <= self.weight_decay < math.inf:
+            raise ArgumentError(
+                f"lr={self.lr}, weight_decay={self.weight_decay}: expected lr > 0 and a decay >= 0"
+            )
+        if not 0 <= self.labels <= 1:
+            raise ArgumentError(f"labels={self.labels}: expected a weight in [0, 1]")
+        if self.schedule not in ("cosine", "constant"):
+            raise ArgumentError(f"schedule={self.schedule!r}: expected 'cosine' or 'constant'")
+        if self.patience is not None and self.patience < 1:
+            raise ArgumentError(f"patience={self.patience}: expected a positive number or None")
+
+    @property
+    def name(self) -> str:
+        """Return "distill"."""
+        return "distill"
+
+    def prepare(self, problem: Problem) -> None:
+        """Check early that there is what training needs.
+
+        Raises:
+            GradientError: the divergence has no gradient.
+            DataError: labels are asked for and the calibration data have none.
+        """
+        if self.labels > 0:
+            problem.require_labels(f"Distillation(labels={self.labels})")
+        if not problem.has_gradient:
+            raise GradientError(
+                f"divergence={problem.divergence.name!r}: no gradient reaches the weights, so nothing can "
+                "be distilled; use a differentiable divergence or recover='batchnorm'"
+            )
+
+    def in_assessment(self) -> None:
+        """Return None: training is not cheap."""
+        return
+
+    def __call__(self, problem: Problem) -> None:
+        """Train the survivors; zeroed values, gradients and flags come back as they were.
+
+        Raises:
+            GradientError: the divergence has no gradient.
+            DataError: labels are asked for and the calibration data have none.
+        """
+        self.prepare(problem)
+        parameters = _trainable(problem.model)
+        masks = _masks(problem, parameters)
+        grads = [(p, p.grad, p.requires_grad) for p in parameters]
+        with untouched_on_error(problem.model):
+            try:
+                with problem.units.zeroed(problem.kept):
+                    best = self._train(problem, parameters, masks)
+            finally:
+                for p, grad, flag in grads:
+                    p.requires_grad_(flag)
+                    p.grad = grad
+            if best is not None:
+                for p, value, mask in zip(parameters, best, masks, strict=True):
+                    p.data.copy_(value if mask is None else torch.where(mask, value, p.data))
+
+    def _train(
+        self, problem: Problem, parameters: list[nn.Parameter], masks: list[Tensor | None]
+    ) -> list[Tensor] | None:
+        """Return the best values on the held-back data, None when that is the starting point."""
+        held_back = problem.pool.take(problem.held_back)
+        lowest = self._validate(problem, held_back)
+        best: list[Tensor] | None = None
+        waited = 0
+        for p in parameters:
+            p.requires_grad_(True)
+        optimizer = _adam(parameters, self.lr, self.weight_decay)
+        sources = self._batches(problem)
+        for step in range(self.steps):
+            optimizer.param_groups[0]["lr"] = self._rate(step)
+            with torch.enable_grad():
+                loss = self._loss(problem, next(sources))
+                found = torch.autograd.grad(loss, parameters, allow_unused=True)
+            for p, g, mask in zip(parameters, found, masks, strict=True):
+                p.grad = g if g is None or mask is None else g.mul_(mask)
+            optimizer.step()
+            if (step + 1) % self.validate_every and step + 1 < self.steps:
+                continue
+            value = self._validate(problem, held_back)
+            waited += 1
+            if value < lowest:
+                lowest, waited = value, 0
+                best = [p.detach().clone() for p in parameters]
+            if self.patience is not None and waited >= self.patience:
+                break
+        return best
+
+    def _rate(self, step: int) -> float:
+        if self.schedule == "constant":
+            return self.lr
+        return self.lr * 0.5 * (1 + math.cos(math.pi * step / self.steps))
+
+    def _batches(self, problem: Problem) -> Iterator[list[Batch]]:
+        """Yield the batches of one step after the other, in epochs of shuffled search samples."""
+        call = problem.remember(_CALLS, lambda: 0)
+        problem.store(_CALLS, call + 1)
+        generator = problem.generator(3, call)
+        items = round(self.batch_size * problem.pool.count / problem.pool.samples)
+        items = max(1, min(items, len(problem.search)))
+        while True:
+            order = problem.search[torch.randperm(len(problem.search), generator=generator)]
+            for start in range(0, len(order) - items + 1, items):
+                yield problem.pool.take(order[start : start + items], items)
+
+    def _loss(self, problem: Problem, batches: list[Batch]) -> Tensor:
+        """Return the mixture of divergence and cross-entropy, a mean over samples."""
+        total = torch.zeros((), device=problem.device)
+        samples = sum(b.size for b in batches)
+        for batch in batches:
+            outputs = problem.forward(problem.model, batch.inputs)
+            part = total.new_zeros(())
+            if self.labels < 1:
+                measured = problem.divergence(outputs, batch.teacher, batch.labels)
+                part = measured.to(problem.device) * (1 - self.labels)
+            if self.labels > 0:
+                part = part + self.labels * F.cross_entropy(leaves(outputs)[0], batch.labels)
+            total = total + part * (batch.size / samples)
+        return total
+
+    def _validate(self, problem: Problem, batches: list[Batch]) -> float:
+        with torch.no_grad():
+            value = float(self._loss(problem, batches))
+        return value if math.isfinite(value) else math.inf
+
+
+def _trainable(model: nn.Module) -> list[nn.Parameter]:
+    every = [p for p in model.parameters() if p.is_floating_point()]
+    return [p for p in every if p.requires_grad] or every
+
+
+def _masks(problem: Problem, parameters: list[nn.Parameter]) -> list[Tensor | None]:
+    """Return each parameter's mask in its own shape, None where nothing of it is zeroed."""
+    named = problem.units.masks(problem.kept)
+    by_id = {id(p): named[name] for name, p in problem.units.parameters().items()}
+    result: list[Tensor | None] = []
+    for p in parameters:
+        mask = by_id.get(id(p))
+        partial = mask is not None and not bool(mask.all())
+        result.append(mask.to(p.device).contiguous() if partial and mask is not None else None)
+    return result
+
+
+def _adam(parameters: list[nn.Parameter], lr: float, weight_decay: float) -> torch.optim.Adam:
+    """Return the fused Adam where this torch has one for the device, else the foreach one."""
+    try:
+        return torch.optim.Adam(parameters, lr=lr, weight_decay=weight_decay, fused=True)
+    except RuntimeError:
+        return torch.optim.Adam(parameters, lr=lr, weight_decay=weight_decay, foreach=True)

@@ -1,0 +1,107 @@
+"""What pruning did: masks, sparsity a layer, divergence and evaluations over time, and advice."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from torch import Tensor
+
+Outcome = Literal["complete", "budget"]
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One layer's share: units and weights zeroed."""
+
+    name: str
+    units: int
+    zeroed: int
+    weights: int
+    zero_weights: int
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction of the layer's units that are zeroed."""
+        return self.zeroed / self.units
+
+
+@dataclass(frozen=True)
+class CycleReport:
+    """One cycle: what was reached and what it cost so far.
+
+    Divergences are measured on the data held back from the search.
+    """
+
+    cycle: int
+    sparsity: float
+    divergence_cut: float
+    divergence: float
+    evaluations: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """The result of `prune`.
+
+    Attributes:
+        masks: bool masks by parameter name, True = kept, in each parameter's shape.
+        layers: one entry a layer.
+        criterion: name of what ranked the units.
+        target: fraction of units that was to be zeroed.
+        sparsity: fraction of units that is zeroed.
+        weight_sparsity: fraction of the prunable weights that is zeroed.
+        divergence: of the result, on held-back calibration data.
+        history: one entry a cycle.
+        events: generations, swaps (predicted and measured), gates, recoveries, in order.
+        evaluations: candidate sets measured.
+        sample_evaluations: forward passes of single samples for that.
+        seconds: wall-clock time.
+        outcome: "complete", or "budget" when the search was cut short (the target is reached all the same).
+        advice: what to try next, in words.
+    """
+
+    masks: dict[str, Tensor]
+    layers: tuple[LayerReport, ...]
+    criterion: str
+    target: float
+    sparsity: float
+    weight_sparsity: float
+    divergence: float
+    history: tuple[CycleReport, ...]
+    events: tuple[dict[str, Any], ...]
+    evaluations: int
+    sample_evaluations: int
+    seconds: float
+    outcome: Outcome
+    advice: str
+
+    @property
+    def overruled(self) -> int:
+        """How often the gate preferred a pure criterion to evolution's winner."""
+        return sum(1 for e in self.events if e["kind"] == "gate" and e["overruled"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything but the masks as plain data for JSON."""
+        plain = {k: v for k, v in self.__dict__.items() if k not in ("masks", "layers", "history")}
+        return {
+            **plain,
+            "events": list(self.events),
+            "layers": [{**asdict(x), "sparsity": x.sparsity} for x in self.layers],
+            "history": [asdict(x) for x in self.history],
+            "overruled": self.overruled,
+        }
+
+    def __str__(self) -> str:
+        """Return a table of the layers and a line of totals."""
+        width = max(len(x.name) for x in self.layers)
+        rows = [
+            f"{x.name:<{width}}  {x.units:>10,} units  {x.zeroed:>10,} zeroed  {x.sparsity:7.2%}"
+            for x in self.layers
+        ]
+        total = (
+            f"{self.criterion}: {self.sparsity:.2%} of units zeroed, divergence {self.divergence:.4g}, "
+            f"{self.evaluations:,} evaluations in {self.seconds:.1f} s ({self.outcome})"
+        )
+        return "\n".join([*rows, total, *([self.advice] if self.advice else [])])

@@ -28,7 +28,7 @@ class Recovery(Protocol):
         """Store what is needed of the teacher; called once, before anything changes."""
 
     def __call__(self, problem: Problem) -> None:
-        """Change the survivors for good, in place; the model comes back unchanged on an exception."""
+        """Change the survivors for good, in place; on an exception the model is as it was."""
 
     def in_assessment(self) -> Repair | None:
         """Return the part that is cheap enough for every candidate, undone on exit; or None."""
@@ -66,7 +66,7 @@ class Sequence:
 
 
 def prepared(problem: Problem, recovery_: Recovery, make: Callable[[], T]) -> T:
-    """Return what `recovery_` stores of the teacher, made now when the student still is the teacher.
+    """Return what `recovery_` stores of the teacher, made now if the student still is the teacher.
 
     Raises:
         ArgumentError: units are zeroed already and `prepare` was never called.
@@ -75,8 +75,8 @@ def prepared(problem: Problem, recovery_: Recovery, make: Callable[[], T]) -> T:
     def late() -> T:
         if not bool(problem.kept.all()):
             raise ArgumentError(
-                f"recover={recovery_.name!r}: {int((~problem.kept).sum())} unit(s) are zeroed and the "
-                "teacher was not measured; call recovery.prepare(problem) before anything changes"
+                f"recover={recovery_.name!r}: {int((~problem.kept).sum())} unit(s) are zeroed and "
+                "the teacher was not measured; call recovery.prepare(problem) before anything changes"
             )
         return make()
 
@@ -103,8 +103,8 @@ def recovery(spec: str | Recovery | Iterable[str | Recovery] | None) -> Recovery
     """Return the recovery that a specification stands for.
 
     Args:
-        spec: None or "none", "batchnorm", "bias", "leastsquares", "distill", an object that implements
-            `Recovery`, or a list of these, applied in order.
+        spec: None or "none", "batchnorm", "bias", "leastsquares", "distill", an object that
+            implements `Recovery`, or a list of these, applied in order.
 
     Raises:
         ArgumentError: it is none of these.
@@ -131,6 +131,6 @@ def _parts(spec: Any) -> Iterable[Any]:
     if isinstance(spec, list | tuple):
         return spec
     raise ArgumentError(
-        f"recover={spec!r}: expected one of {', '.join(_named())}, an object with prepare, __call__ and "
-        "in_assessment, or a list of these"
+        f"recover={spec!r}: expected one of {', '.join(_named())}, an object with prepare, "
+        "__call__ and in_assessment, or a list of these"
     )

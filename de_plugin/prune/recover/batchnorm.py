@@ -1,7 +1,7 @@
 """Batch-norm matching: running statistics that give every channel its teacher's mean and variance.
 
-Recalibration would put the student's own statistics into the layer, which normalises its outputs but
-keeps nothing of the teacher's data; here the outputs themselves are matched. As in the correction of
+Recalibration would put the student's own statistics into the layer, which normalises its outputs
+but keeps nothing of the teacher's data; here the outputs themselves are matched. As in the correction of
 activation statistics after compression (Finkelstein et al., arXiv:1906.03193; REPAIR, arXiv:2211.08403).
 """
 
@@ -99,7 +99,7 @@ class BatchNormMatching:
 
 
 def _measure(problem: Problem, samples: int) -> dict[str, Moments]:
-    """Return the moments of every batch norm's output, but of those used more than once in a pass."""
+    """Return the output moments of every batch norm that is used once in a pass."""
     norms = _norms(problem.model)
     if not norms:
         return {}
@@ -123,7 +123,7 @@ def _measure(problem: Problem, samples: int) -> dict[str, Moments]:
 
 
 def _match(problem: Problem, batches: list[Batch], teacher: dict[str, Moments]) -> None:
-    """Run the student as it stands; every batch norm gets its statistics just before it runs."""
+    """Run the student as it stands; a batch norm gets its statistics just before it runs."""
     seen: dict[str, Moments] = {}
     before = {
         name: (norm.running_mean.clone(), norm.running_var.clone())
@@ -151,11 +151,12 @@ def _match(problem: Problem, batches: list[Batch], teacher: dict[str, Moments]) 
 def matched(
     norm: _Norm, student: Moments, teacher: Moments, mean: Tensor, var: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return running mean and variance that turn the student's input moments into the teacher's output's.
+    """Return the running mean and variance that give the student's output the teacher's moments.
 
     From ``g (x - mean) / sqrt(var + eps) + b``: the output's variance is the teacher's when
-    ``var + eps = g^2 v_x / v_T``, its mean when ``mean = m_x - (m_T - b) sqrt(var + eps) / g``. Where
-    the input or the teacher's output is constant the old variance stays, and where ``g`` is nil both.
+    ``var + eps = g^2 v_x / v_T``, its mean when ``mean = m_x - (m_T - b) sqrt(var + eps) / g``.
+    Where the input or the teacher's output is constant the old variance stays; where ``g`` is nil,
+    both.
 
     Args:
         norm: whose ``weight``, ``bias`` and ``eps`` count.
@@ -165,11 +166,13 @@ def matched(
         var: the running variance until now.
     """
     old_mean, old_var = mean.double(), var.double()
-    gain = torch.ones_like(old_mean) if norm.weight is None else norm.weight.detach().double()
-    shift = torch.zeros_like(old_mean) if norm.bias is None else norm.bias.detach().double()
+    weight, bias = norm._parameters.get("weight"), norm._parameters.get("bias")
+    gain = torch.ones_like(old_mean) if weight is None else weight.detach().double()
+    shift = torch.zeros_like(old_mean) if bias is None else bias.detach().double()
     nil = gain.abs() < 1e-8
     rounding = 1e-12 * (student.mean.square() + old_var + norm.eps)
-    constant = (student.var <= rounding) | (teacher.var <= 1e-12 * (gain.square() + teacher.mean.square()))
+    nothing = 1e-12 * (gain.square() + teacher.mean.square())
+    constant = (student.var <= rounding) | (teacher.var <= nothing)
     scaled = gain.square() * student.var / teacher.var.clamp_min(1e-300) - norm.eps
     new_var = torch.where(constant | nil, old_var, scaled.clamp_min(0))
     safe = torch.where(nil, torch.ones_like(gain), gain)

@@ -43,8 +43,8 @@ def _biased(model: nn.Module) -> dict[str, tuple[nn.Module, int]]:
 class BiasCorrection:
     """Shift the biases of linear and convolution layers by the mean output that the cut has cost.
 
-    In the order of execution, in one forward pass; a layer that is used more than once in a pass is left
-    alone, and so is the bias of a channel that is zeroed.
+    In the order of execution, in one forward pass; a layer that is used more than once in a pass is
+    left alone, and so is the bias of a channel that is zeroed.
 
     Args:
         samples: how many search samples the means are measured on.
@@ -114,7 +114,7 @@ class BiasCorrection:
 
 
 def _measure(problem: Problem, samples: int) -> dict[str, Tensor]:
-    """Return every layer's mean output ``(channels,)``, but of those used more than once in a pass."""
+    """Return the mean output ``(channels,)`` of every layer that is used once in a pass."""
     found: dict[str, Moments] = {}
     calls: dict[str, int] = {}
     batches = problem.pool.take(calibration(problem, samples))

@@ -1,4 +1,4 @@
-"""Distillation: the survivors are trained to the teacher's answers, label-free unless asked otherwise."""
+"""Distillation: the survivors are trained to the teacher's answers, without labels or with."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _CALLS = ("recover", "distill", "calls")
 
 @dataclass(frozen=True)
 class Distillation:
-    """Train what survives with Adam, towards the teacher's outputs (Hinton et al., arXiv:1503.02531).
+    """Train what survives with Adam, to the teacher's outputs (Hinton et al., arXiv:1503.02531).
 
-    Every parameter that requires a gradient is trained (all of them where none does), prunable weights
-    only where they are kept. The model stays in eval mode, so batch-norm statistics don't move. The
-    best state on the held-back data is what remains; the starting point takes part, so that a
+    Every parameter that requires a gradient is trained (all of them where none does), prunable
+    weights only where they are kept. The model stays in eval mode, so batch-norm statistics don't
+    move. The best state on the held-back data is what remains; the starting point takes part, so that a
     distillation never ends worse there than it began.
 
     Args:
@@ -65,7 +65,7 @@ class Distillation:
             )
         if not 0 <= self.labels <= 1:
             raise ArgumentError(f"labels={self.labels}: expected a weight in [0, 1]")
-        if self.schedule not in ("cosine", "constant"):
+        if str(self.schedule) not in ("cosine", "constant"):
             raise ArgumentError(f"schedule={self.schedule!r}: expected 'cosine' or 'constant'")
         if self.patience is not None and self.patience < 1:
             raise ArgumentError(f"patience={self.patience}: expected a positive number or None")
@@ -86,8 +86,8 @@ class Distillation:
             problem.require_labels(f"Distillation(labels={self.labels})")
         if not problem.has_gradient:
             raise GradientError(
-                f"divergence={problem.divergence.name!r}: no gradient reaches the weights, so nothing can "
-                "be distilled; use a differentiable divergence or recover='batchnorm'"
+                f"divergence={problem.divergence.name!r}: no gradient reaches the weights, so nothing "
+                "can be distilled; use a differentiable divergence or recover='batchnorm'"
             )
 
     def in_assessment(self) -> None:

@@ -1,7 +1,7 @@
-"""Least squares: the survivors of each layer that reproduce its teacher's outputs best, in closed form.
+"""Least squares: the survivors of each layer that repeat its teacher's outputs best, in closed form.
 
-Sequential: a layer sees the inputs that the recovered layers before it give, so that errors are made
-good instead of adding up (He et al., arXiv:1707.06168, sec. 3.2).
+Sequential: a layer sees the inputs that the recovered layers before it give, so that errors are
+made good instead of adding up (He et al., arXiv:1707.06168, sec. 3.2).
 """
 
 from __future__ import annotations
@@ -31,9 +31,10 @@ _FLOOR = 1e-12
 class LeastSquares:
     """Solve ``min |X w - y|^2 + ridge mean(X^2) |w - w_old|^2`` for every output's own survivors.
 
-    ``X`` are the layer's inputs at the student, ``y`` its outputs at the teacher, on the same samples.
-    At high sparsity the closed form can harm (noisy inputs shrink the outputs), so a layer's solution
-    is taken only when the divergence on the held-back data does not rise; `problem.events` says which.
+    ``X`` are the layer's inputs at the student, ``y`` its outputs at the teacher, on the same
+    samples. At high sparsity the closed form can harm (noisy inputs shrink the outputs), so a
+    layer's solution is taken only when the divergence on the held-back data does not rise;
+    `problem.events` says which.
 
     Args:
         samples: how many search samples the inputs are measured on.
@@ -85,13 +86,15 @@ class LeastSquares:
                 self._solve(problem, number, bias, teacher, batches)
                 after = float(problem.gate(problem.kept[None])[0])
                 accepted = after <= current
-                problem.events.append({
-                    "event": self.name,
-                    "layer": layer.name,
-                    "before": current,
-                    "after": after,
-                    "accepted": accepted,
-                })
+                problem.events.append(
+                    {
+                        "event": self.name,
+                        "layer": layer.name,
+                        "before": current,
+                        "after": after,
+                        "accepted": accepted,
+                    }
+                )
                 if accepted:
                     current = after
                 else:
@@ -250,7 +253,7 @@ def solve_rows(gram: Tensor, cross: Tensor, support: Tensor, old: Tensor, ridge:
 def _solve_some(system: Tensor, aim: Tensor, support: Tensor, old: Tensor) -> Tensor:
     """Solve rows of about equal support at once; shorter ones are filled up with the identity."""
     width = int(support.sum(1).max())
-    at = (~support).to(torch.uint8).argsort(1, stable=True)[:, :width]
+    at = (~support).to(torch.uint8).argsort(dim=1, stable=True)[:, :width]
     real = support.gather(1, at)
     matrix = system[at[:, :, None], at[:, None, :]] * (real[:, :, None] & real[:, None, :])
     matrix.diagonal(dim1=1, dim2=2).add_((~real).to(matrix.dtype))
@@ -263,7 +266,7 @@ def _solve_some(system: Tensor, aim: Tensor, support: Tensor, old: Tensor) -> Te
 
 
 def _product(design: Tensor, layer: Layer, rows: slice) -> Tensor:
-    """Return what the layer makes of `design`, without bias: ``(groups, positions, out per group)``."""
+    """Return the layer's product with `design`: ``(groups, positions, out per group)``."""
     weight = layer.canonical(layer.parameter.detach())[rows].flatten(1).double()
     return design.double() @ weight.reshape(len(design), -1, weight.shape[1]).transpose(1, 2)
 

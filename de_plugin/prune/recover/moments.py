@@ -57,13 +57,16 @@ def joined(batches: Sequence[Batch]) -> list[Batch]:
         return list(batches)
     flat = [tree_flatten((b.inputs, b.labels, b.teacher)) for b in batches]
     first = flat[0][0]
-    columns = []
+    columns: list[Tensor | None] = []
     for column in zip(*(leaves for leaves, _ in flat), strict=False):
         if all(x is None for x in column):
             columns.append(None)
             continue
-        fits = all(
-            isinstance(x, Tensor) and x.dim() and x.shape[0] == b.size and x.shape[1:] == column[0].shape[1:]
+        fits = isinstance(column[0], Tensor) and all(
+            isinstance(x, Tensor)
+            and x.dim() > 0
+            and x.shape[0] == b.size
+            and x.shape[1:] == column[0].shape[1:]
             for x, b in zip(column, batches, strict=True)
         )
         if not fits:

@@ -1,0 +1,5 @@
+"""`python -m de_plugin` is `de-plugin`."""
+
+from de_plugin.cli import main
+
+main()

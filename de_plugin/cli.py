@@ -1,0 +1,211 @@
+"""`de-plugin` on the command line: prune a model, list the criteria."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Any
+
+import torch
+from torch import nn
+
+from de_plugin.errors import ArgumentError, DEError, MissingDependencyError
+
+
+def _zoos() -> list[ModuleType]:
+    found = sorted(entry_points(group="de_plugin.zoo"), key=lambda e: e.name)
+    return [e.load() for e in found]
+
+
+def _imported(spec: str, argument: str) -> Any:
+    module, _, name = spec.partition(":")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        return getattr(importlib.import_module(module), name)()
+    except (ImportError, AttributeError) as error:
+        raise ArgumentError(
+            f"--{argument} {spec}: {error}; expected package.module:function, importable from here"
+        ) from error
+    finally:
+        sys.path.pop(0)
+
+
+def load_data(spec: str) -> tuple[Any, Any]:
+    """Return ``(calibration batches, test batches or None)`` for a zoo name or ``module:function``."""
+    if ":" in spec:
+        return _imported(spec, "data"), None
+    zoos = _zoos()
+    for zoo in zoos:
+        if spec in zoo.DATA:
+            data = zoo.DATA[spec]()
+            return (
+                (data.train_inputs, data.train_labels),
+                (data.test_inputs, data.test_labels),
+            )
+    names = sorted(n for z in zoos for n in z.DATA)
+    raise ArgumentError(
+        f"--data {spec}: expected one of {', '.join(names)} or package.module:function that returns batches"
+    )
+
+
+def load_model(spec: str, data: str, checkpoint: Path | None) -> nn.Module:
+    """Return a model for a zoo name (trained on `data`, or from `checkpoint`) or ``module:function``."""
+    zoos = _zoos()
+    if ":" in spec:
+        model = _imported(spec, "model")
+        if not isinstance(model, nn.Module):
+            raise ArgumentError(
+                f"--model {spec}: returned {type(model).__name__}, expected a torch.nn.Module"
+            )
+        if checkpoint is not None:
+            _zoo_of(zoos).load_checkpoint(model, checkpoint)
+        return model.eval()
+    for zoo in zoos:
+        if spec in zoo.MODELS:
+            if checkpoint is None:
+                trained: nn.Module = zoo.teacher(spec, data)
+                return trained.eval()
+            model = zoo.MODELS[spec]()
+            zoo.load_checkpoint(model, checkpoint)
+            fresh: nn.Module = model.eval()
+            return fresh
+    names = sorted(n for z in zoos for n in z.MODELS)
+    raise ArgumentError(
+        f"--model {spec}: expected one of {', '.join(names)} or package.module:function that returns a model"
+    )
+
+
+def _zoo_of(zoos: list[ModuleType]) -> ModuleType:
+    if not zoos:
+        raise MissingDependencyError("no zoo is installed: pip install 'de_plugin[examples]'")
+    return zoos[0]
+
+
+def _build() -> Any:
+    try:
+        import typer
+        from rich.console import Console
+        from rich.progress import Progress as Bar
+        from rich.table import Table
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"the command line needs {error.name}: pip install 'de_plugin[cli]'"
+        ) from error
+
+    import de_plugin
+    from de_plugin import prune as engine
+
+    app = typer.Typer(
+        no_args_is_help=True,
+        help="Directed Evolution: make a trained network small by trying what can go.",
+        pretty_exceptions_enable=False,
+    )
+    console = Console(stderr=True)
+
+    def version(asked: bool) -> None:
+        if asked:
+            typer.echo(de_plugin.__version__)
+            raise typer.Exit
+
+    @app.callback()
+    def top(
+        _version: Annotated[
+            bool, typer.Option("--version", callback=version, is_eager=True, help="Print the version.")
+        ] = False,
+    ) -> None:
+        """Directed Evolution: make a trained network small by trying what can go."""
+
+    @app.command()
+    def prune(
+        model: Annotated[str, typer.Option(help="Zoo name or package.module:function.")],
+        data: Annotated[str, typer.Option(help="Zoo name or package.module:function.")] = "mnist",
+        sparsity: Annotated[float, typer.Option(help="Fraction of units to zero, in [0, 1).")] = 0.9,
+        criterion: Annotated[str, typer.Option(help="See `de-plugin criteria`.")] = "de",
+        granularity: Annotated[str, typer.Option(help="weight, 2:4, 4x4, kernel, channel.")] = "weight",
+        scope: Annotated[str, typer.Option(help="global or layer.")] = "global",
+        cycles: Annotated[int, typer.Option(help="Cycles up to the target; 0 = default.")] = 0,
+        recovery: Annotated[str, typer.Option(help="none, batchnorm, bias, leastsquares, distill.")] = "none",
+        samples: Annotated[int, typer.Option(help="Calibration samples; 0 = all.")] = 0,
+        evaluations: Annotated[int, typer.Option(help="Budget in evaluations; 0 = none.")] = 0,
+        seconds: Annotated[float, typer.Option(help="Budget in seconds; 0 = none.")] = 0.0,
+        checkpoint: Annotated[Path | None, typer.Option(help="Weights as safetensors.")] = None,
+        output: Annotated[Path | None, typer.Option(help="Write the pruned weights here.")] = None,
+        seed: Annotated[int, typer.Option(help="Of every draw.")] = 0,
+        as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    ) -> None:
+        """Prune a model and report what it cost.
+
+        Example: de-plugin prune --model lenet5 --data mnist --sparsity 0.95 --output pruned.safetensors
+        """
+        network = load_model(model, data, checkpoint)
+        calibration, test = load_data(data)
+        budget = engine.Budget(evaluations or None, seconds or None)
+        with Bar(console=console, disable=as_json, transient=True) as bar:
+            task = bar.add_task("pruning", total=None)
+            report = engine.prune(
+                network,
+                calibration,
+                sparsity,
+                criterion,
+                scope=scope,  # type: ignore[arg-type]
+                granularity=granularity,
+                schedule=cycles or None,
+                recovery=recovery,
+                samples=samples or None,
+                budget=budget,
+                seed=seed,
+                progress=lambda p: bar.update(
+                    task,
+                    total=p.cycles,
+                    completed=p.cycle,
+                    description=f"sparsity {p.sparsity:.1%} divergence {p.divergence:.4g}",
+                ),
+            )
+        result = report.to_dict()
+        if test is not None:
+            result["accuracy"] = _zoo_of(_zoos()).accuracy(network, *test)
+        if output is not None:
+            from safetensors.torch import save_file
+
+            save_file({k: v.contiguous() for k, v in network.state_dict().items()}, output)
+            result["output"] = str(output)
+        if as_json:
+            typer.echo(json.dumps(result, default=float))
+            return
+        typer.echo(str(report))
+        if "accuracy" in result:
+            typer.echo(f"test accuracy {result['accuracy']:.2f} %")
+
+    @app.command()
+    def criteria(
+        as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+    ) -> None:
+        """List the criteria that rank units."""
+        known = de_plugin.describe()
+        if as_json:
+            typer.echo(json.dumps(known))
+            return
+        table = Table("name", "what it asks")
+        for name, text in known.items():
+            table.add_row(name, text)
+        Console().print(table)
+
+    return app
+
+
+def main() -> None:
+    """Run the command line; errors that de_plugin raises end with their message and exit code 2."""
+    torch.set_num_threads(max(1, min(torch.get_num_threads(), 8)))
+    try:
+        _build()()
+    except DEError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

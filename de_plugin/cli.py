@@ -97,7 +97,8 @@ def _build() -> Any:
         ) from error
 
     import de_plugin
-    from de_plugin import prune as engine
+    from de_plugin.prune import Budget
+    from de_plugin.prune import prune as run
 
     app = typer.Typer(
         no_args_is_help=True,
@@ -114,7 +115,8 @@ def _build() -> Any:
     @app.callback()
     def top(
         _version: Annotated[
-            bool, typer.Option("--version", callback=version, is_eager=True, help="Print the version.")
+            bool,
+            typer.Option("--version", callback=version, is_eager=True, help="Print the version."),
         ] = False,
     ) -> None:
         """Directed Evolution: make a trained network small by trying what can go."""
@@ -143,10 +145,10 @@ def _build() -> Any:
         """
         network = load_model(model, data, checkpoint)
         calibration, test = load_data(data)
-        budget = engine.Budget(evaluations or None, seconds or None)
+        budget = Budget(evaluations or None, seconds or None)
         with Bar(console=console, disable=as_json, transient=True) as bar:
             task = bar.add_task("pruning", total=None)
-            report = engine.prune(
+            report = run(
                 network,
                 calibration,
                 sparsity,

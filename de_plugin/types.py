@@ -6,7 +6,6 @@ from typing import Annotated, Any, TypeAlias
 
 from torch import Tensor
 
-
 Mask: TypeAlias = Annotated[Tensor, "bool, (units,), True = kept"]
 Masks: TypeAlias = Annotated[Tensor, "bool, (candidates, units), True = kept"]
 Scores: TypeAlias = Annotated[Tensor, "float, (units,), lowest go first, +inf = never"]

@@ -1,7 +1,15 @@
 """What is asked: units, divergences, calibration data and how a population is measured."""
 
 from de_plugin.assess.divergence import JS, KL, MSE, Cosine, Custom, Divergence, Score, divergence
-from de_plugin.assess.granularity import NM, Block, Channel, Granularity, Kernel, Weight, granularity
+from de_plugin.assess.granularity import (
+    NM,
+    Block,
+    Channel,
+    Granularity,
+    Kernel,
+    Weight,
+    granularity,
+)
 from de_plugin.assess.problem import Problem
 from de_plugin.assess.units import ParameterUnits, Units
 

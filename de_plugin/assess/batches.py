@@ -75,8 +75,11 @@ def _whole(batches: Any) -> Any | None:
 
 def _like_labels(first: Any, second: Tensor) -> bool:
     tensors = _tensors(first)
-    return bool(tensors) and second.dim() > 0 and tensors[0].shape[:1] == second.shape[:1] and (
-        tensors[0].shape != second.shape or not second.is_floating_point()
+    return (
+        bool(tensors)
+        and second.dim() > 0
+        and tensors[0].shape[:1] == second.shape[:1]
+        and (tensors[0].shape != second.shape or not second.is_floating_point())
     )
 
 
@@ -171,9 +174,13 @@ def _stackable(trees: list[PyTree], sizes: list[int]) -> bool:
             if not isinstance(y, Tensor):
                 if y is not None:
                     return False
-            elif not isinstance(x, Tensor) or y.dim() == 0 or y.shape[0] != size:
-                return False
-            elif y.shape[1:] != x.shape[1:] or y.dtype != x.dtype:
+            elif (
+                not isinstance(x, Tensor)
+                or y.dim() == 0
+                or y.shape[0] != size
+                or y.shape[1:] != x.shape[1:]
+                or y.dtype != x.dtype
+            ):
                 return False
     return True
 
@@ -217,7 +224,8 @@ class Pool:
         result = []
         for part in index.split(batch_size or self.batch_size):
             inputs, labels, teacher = tree_map(
-                lambda x, p=part: x if x is None else x.index_select(0, p.to(x.device)), self.stacked
+                lambda x, p=part: x if x is None else x.index_select(0, p.to(x.device)),
+                self.stacked,
             )
             result.append(Batch(inputs, labels, teacher, len(part)))
         return result

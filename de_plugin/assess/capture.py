@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -82,7 +82,8 @@ def _unfolded(call: Call, layer: Layer, positions: int | None) -> Tensor:
         spread = x.new_zeros(
             *x.shape[:2], *((n - 1) * s + 1 for n, s in zip(x.shape[2:], stride, strict=True))
         )
-        spread[(..., *(slice(None, None, s) for s in stride))] = x
+        steps: tuple[slice, ...] = tuple(slice(None, None, s) for s in stride)
+        spread[(slice(None), slice(None), *steps)] = x
         extra = call.options["output_padding"]
         pads = [d * (k - 1) - p for d, k, p in zip(dilation, kernel, padding, strict=True)]
         x = F.pad(spread, _pad_list([(p, p + e) for p, e in zip(pads, extra, strict=True)]))
@@ -95,9 +96,9 @@ def _unfolded(call: Call, layer: Layer, positions: int | None) -> Tensor:
         if call.kind in _TRANSPOSED:
             at = at.flip(1)
         x = x.index_select(2 + 2 * axis, at.flatten().to(x.device)).unflatten(2 + 2 * axis, at.shape)
-    places = [2 + 2 * a for a in range(dims)]
+    order = [2 + 2 * a for a in range(dims)]
     taps = [3 + 2 * a for a in range(dims)]
-    grouped = x.permute(1, 0, *places, *taps)
+    grouped = x.permute([1, 0, *order, *taps])
     channels = grouped.shape[0]
     flat = grouped.reshape(layer.groups, channels // layer.groups, -1, math.prod(kernel))
     flat = flat[:, :, _spaced(flat.shape[2], positions)]
@@ -109,8 +110,10 @@ def _pad_list(padding: Iterable[tuple[int, int]]) -> list[int]:
 
 
 def _several(value: Any, dims: int) -> tuple[int, ...]:
-    return (int(value),) * dims if isinstance(value, int) else tuple(int(v) for v in value) * (
-        dims if len(value) == 1 else 1
+    return (
+        (int(value),) * dims
+        if isinstance(value, int)
+        else tuple(int(v) for v in value) * (dims if len(value) == 1 else 1)
     )
 
 
@@ -123,7 +126,11 @@ class Capture(TorchFunctionMode):
         self._layers = {id(x.parameter): n for n, x in enumerate(problem.units.layers)}
 
     def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
@@ -149,13 +156,23 @@ class Capture(TorchFunctionMode):
         self._emit(weight, "linear", input)
 
     def _embedding(self, *args: Any, **kwargs: Any) -> None:
-        first = [kwargs.get("input", None), kwargs.get("weight", None)]
-        tensors = [*(a for a in args[:2] if isinstance(a, Tensor)), *(x for x in first if x is not None)]
+        first = [kwargs.get("input"), kwargs.get("weight")]
+        tensors = [
+            *(a for a in args[:2] if isinstance(a, Tensor)),
+            *(x for x in first if x is not None),
+        ]
         index, weight = sorted(tensors[:2], key=lambda t: t.is_floating_point())
         layer = self._known(weight)
         if layer is not None:
             self._visit(
-                Call(layer, slice(None), lambda i, w: F.embedding(i, w), index.detach(), "embedding", {})
+                Call(
+                    layer,
+                    slice(None),
+                    lambda i, w: F.embedding(i, w),
+                    index.detach(),
+                    "embedding",
+                    {},
+                )
             )
 
     def _conv(self, func: Any, name: str, *args: Any, **kwargs: Any) -> None:

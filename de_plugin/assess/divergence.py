@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
@@ -126,7 +126,8 @@ class KL:
             nll = -log_p.gather(self.dim, y.unsqueeze(self.dim)).squeeze(self.dim)
             positions = max(1, nll[0].numel() if nll.dim() else 1)
             parts.append(nll.sum() * (self.curvature / positions) ** 0.5)
-        return torch.stack(parts).sum() / len(parts) ** 0.5
+        total: Tensor = torch.stack(parts).sum() / len(parts) ** 0.5
+        return total
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,8 @@ class MSE:
             (x * e).sum() * (2 / max(1, x[0].numel())) ** 0.5
             for x, e in zip(leaves(outputs), targets, strict=True)
         ]
-        return torch.stack(parts).sum() / len(parts) ** 0.5
+        total: Tensor = torch.stack(parts).sum() / len(parts) ** 0.5
+        return total
 
 
 @dataclass(frozen=True)
@@ -182,10 +184,12 @@ class Cosine:
 
     def __call__(self, student: PyTree, teacher: PyTree, labels: Any = None) -> Tensor:
         """Return the mean over samples and positions."""
-        return _mean([
-            (1 - F.cosine_similarity(ours, theirs, self.dim)).mean()
-            for ours, theirs in _pairs(student, teacher)
-        ])
+        return _mean(
+            [
+                (1 - F.cosine_similarity(ours, theirs, self.dim)).mean()
+                for ours, theirs in _pairs(student, teacher)
+            ]
+        )
 
     def draw(self, outputs: PyTree, generator: torch.Generator) -> list[Tensor]:
         """Draw normal directions across the output, scaled by its length."""
@@ -203,12 +207,13 @@ class Cosine:
         for x, e in zip(leaves(outputs), targets, strict=True):
             positions = max(1, x[0].numel() // x.shape[self.dim])
             parts.append((x * e).sum() * positions**-0.5)
-        return torch.stack(parts).sum() / len(parts) ** 0.5
+        total: Tensor = torch.stack(parts).sum() / len(parts) ** 0.5
+        return total
 
 
 @dataclass(frozen=True)
 class Custom:
-    """A user's measure ``fn(student outputs, teacher outputs) -> number or 0-dim tensor``, lower is better."""
+    """A user's measure ``fn(student outputs, teacher outputs) -> number``, lower is better."""
 
     fn: Callable[[Any, Any], Any]
     name: str = "custom"
@@ -267,9 +272,7 @@ def divergence(spec: str | Divergence | Callable[[Any, Any], Any]) -> Divergence
     """
     if isinstance(spec, str):
         if spec not in _NAMED:
-            raise ArgumentError(
-                f"divergence={spec!r}: expected one of {', '.join(_NAMED)} or a callable"
-            )
+            raise ArgumentError(f"divergence={spec!r}: expected one of {', '.join(_NAMED)} or a callable")
         return _NAMED[spec]
     if isinstance(spec, Divergence) and not isinstance(spec, type):
         return spec

@@ -82,10 +82,8 @@ class Stacked:
     def _several(self, masks: Masks, batches: list[Any]) -> Values:
         divergence = self.problem.divergence
         live = self.problem.units.parameters()
-        stacked = {
-            f"model.{name}": live[name].detach() * mask
-            for name, mask in self.problem.units.masks(masks).items()
-        }
+        named = self.problem.units.masks(masks.to(self.problem.device))
+        stacked = {f"model.{name}": live[name].detach() * mask for name, mask in named.items()}
         total = torch.zeros(len(masks), dtype=torch.float64)
         count = 0
         for batch in batches:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call, grad, vmap
 from torch.utils._pytree import tree_map
@@ -91,10 +91,7 @@ def _gradients(
     problem: Problem, call: _Call, curved: Curved, batch: Batch, targets: list[Tensor], labels: bool
 ) -> list[Tensor]:
     names = [f"model.{layer.name}" for layer in problem.units.layers]
-    live = {
-        name: layer.parameter.detach()
-        for name, layer in zip(names, problem.units.layers, strict=True)
-    }
+    live = {name: layer.parameter.detach() for name, layer in zip(names, problem.units.layers, strict=True)}
 
     def loss(weights: dict[str, Tensor], inputs: object, target: list[Tensor]) -> Tensor:
         one = tree_map(lambda x: x[None] if isinstance(x, Tensor) else x, inputs)

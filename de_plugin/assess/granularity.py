@@ -75,9 +75,7 @@ class NM:
     def __post_init__(self) -> None:
         """Refuse patterns that keep nothing or everything."""
         if not 0 < self.n < self.m:
-            raise ArgumentError(
-                f"granularity NM(n={self.n}, m={self.m}): expected 0 < n < m, as in NM(2, 4)"
-            )
+            raise ArgumentError(f"granularity NM(n={self.n}, m={self.m}): expected 0 < n < m, as in NM(2, 4)")
 
     @property
     def name(self) -> str:
@@ -226,6 +224,5 @@ def granularity(spec: str | Granularity) -> Granularity:
         first, second = int(match[1]), int(match[3])
         return NM(first, second) if match[2] == ":" else Block(first, second)
     raise ArgumentError(
-        f"granularity={spec!r}: expected one of {', '.join(_NAMED)}, 'N:M' as in '2:4', "
-        "or 'RxC' as in '4x4'"
+        f"granularity={spec!r}: expected one of {', '.join(_NAMED)}, 'N:M' as in '2:4', or 'RxC' as in '4x4'"
     )

@@ -192,9 +192,9 @@ class Problem:
         total = torch.zeros((), device=self.device)
         count = 0
         for batch in batches:
-            value = self.divergence(
-                self.forward(self.model, batch.inputs), batch.teacher, batch.labels
-            ).to(self.device)
+            value = self.divergence(self.forward(self.model, batch.inputs), batch.teacher, batch.labels).to(
+                self.device
+            )
             total = total + value * batch.size
             count += batch.size
         return total / count
@@ -297,8 +297,6 @@ def _chunks(pair: tuple[PyTree, Any], size: int, batch_size: int) -> list[tuple[
     result = []
     for start in range(0, size, batch_size):
         stop = min(size, start + batch_size)
-        inputs, labels = tree_map(
-            lambda x, a=start, b=stop: x[a:b] if isinstance(x, Tensor) else x, pair
-        )
+        inputs, labels = tree_map(lambda x, a=start, b=stop: x[a:b] if isinstance(x, Tensor) else x, pair)
         result.append((inputs, labels, stop - start))
     return result

@@ -73,6 +73,6 @@ def _zero_lowest(rows: Tensor, count: int, result: Tensor, where: str) -> None:
 def _within_limit(rows: Tensor, kept: Mask, zeros: int, group: int) -> Tensor:
     """Rule out units whose group would get more than `zeros` zeros, the costlier ones first."""
     grouped = rows.reshape(len(rows), -1, group)
-    rank = grouped.argsort(-1, stable=True).argsort(-1, stable=True)
+    rank = grouped.argsort(dim=-1, stable=True).argsort(dim=-1, stable=True)
     left = zeros - (~kept).reshape(-1, group).sum(-1)
     return grouped.masked_fill(rank >= left[None, :, None], float("inf")).reshape(rows.shape)

@@ -127,9 +127,7 @@ class ParameterUnits:
         """Units in each layer, ``(layers,)``."""
         self.layer_of = torch.repeat_interleave(torch.arange(len(counts)), counts)
         """The layer of each unit, ``(units,)``."""
-        self.sizes = self.reduce(
-            [torch.ones_like(layer.parameter, device="cpu") for layer in self.layers]
-        )
+        self.sizes = self.reduce([torch.ones_like(layer.parameter, device="cpu") for layer in self.layers])
         """Weights in each unit, ``(units,)``."""
 
     # -- finding ---------------------------------------------------------------------------------
@@ -188,9 +186,7 @@ class ParameterUnits:
         return list(found.values())
 
     @staticmethod
-    def _check_patterns(
-        argument: str, patterns: Sequence[Pattern], used: set[int], names: list[str]
-    ) -> None:
+    def _check_patterns(argument: str, patterns: Sequence[Pattern], used: set[int], names: list[str]) -> None:
         for pattern in patterns:
             if id(pattern) in used:
                 continue
@@ -275,9 +271,7 @@ class ParameterUnits:
                 parameter.data.copy_(value)
 
     @staticmethod
-    def _zero(
-        parameter: nn.Parameter, kept: Tensor, saved: list[tuple[nn.Parameter, Tensor]]
-    ) -> None:
+    def _zero(parameter: nn.Parameter, kept: Tensor, saved: list[tuple[nn.Parameter, Tensor]]) -> None:
         saved.append((parameter, parameter.data.clone()))
         parameter.data.masked_fill_(~kept, 0)
 
@@ -293,14 +287,8 @@ def _usable(parameter: nn.Parameter) -> bool:
     return not lazy and parameter.is_floating_point() and parameter.dim() > 1 and parameter.numel() > 0
 
 
-def _matching(
-    patterns: Sequence[Pattern], prefix: str, name: str, module: nn.Module
-) -> list[Pattern]:
-    return [
-        p
-        for p in patterns
-        if (isinstance(module, p) if isinstance(p, type) else _glob(p, prefix, name))
-    ]
+def _matching(patterns: Sequence[Pattern], prefix: str, name: str, module: nn.Module) -> list[Pattern]:
+    return [p for p in patterns if (isinstance(module, p) if isinstance(p, type) else _glob(p, prefix, name))]
 
 
 def _glob(pattern: str, prefix: str, name: str) -> bool:

@@ -15,7 +15,7 @@ from de_plugin.types import Mask, Scores
 @register("wanda")
 @dataclass(frozen=True)
 class Activation:
-    """The root of the summed w² x input energy; |w|·‖x‖ for single weights (Wanda, arXiv:2306.11695).
+    """Root of the summed w² x input energy; |w|·‖x‖ for single weights (Wanda, arXiv:2306.11695).
 
     Args:
         samples: calibration samples drawn at each call.
@@ -43,7 +43,5 @@ class Activation:
     def __call__(self, problem: Problem, eligible: Mask, count: int) -> Scores:
         """Return ``sqrt(sum w² E[x²])`` a unit, ``(units,)``; inputs are those of the student."""
         energy = input_energy(problem, problem.draw(self.samples))
-        products = [
-            w.square() * widened(e) for w, e in zip(weights(problem), energy, strict=True)
-        ]
+        products = [w.square() * widened(e) for w, e in zip(weights(problem), energy, strict=True)]
         return finish(problem, eligible, problem.units.reduce(products).sqrt(), self.name)

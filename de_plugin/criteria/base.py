@@ -56,8 +56,8 @@ def register(name: str) -> Callable[[_F], _F]:
     """
 
     def add(factory: _F) -> _F:
-        if not isinstance(name, str) or not name:
-            raise ArgumentError(f"register({name!r}): expected a name, as in register('magnitude')")
+        if not name:
+            raise ArgumentError(f"register({name!r}): expected a name as in register('magnitude')")
         if name in _REGISTRY:
             raise ArgumentError(
                 f"register({name!r}): the name is taken by {_REGISTRY[name]!r}; choose another"
@@ -75,9 +75,7 @@ def names() -> tuple[str, ...]:
 
 def describe() -> dict[str, str]:
     """Return the first line of each registered criterion's docstring, by name."""
-    return {
-        name: (inspect.getdoc(_REGISTRY[name]) or "").partition("\n")[0] for name in names()
-    }
+    return {name: (inspect.getdoc(_REGISTRY[name]) or "").partition("\n")[0] for name in names()}
 
 
 def criterion(spec: str | Criterion, **options: Any) -> Criterion:
@@ -109,7 +107,7 @@ def criterion(spec: str | Criterion, **options: Any) -> Criterion:
         return factory(**options)
     if isinstance(spec, type) or not isinstance(spec, Criterion):
         raise ArgumentError(
-            f"criterion={spec!r}: expected one of {', '.join(names())}, or an object like Magnitude()"
+            f"criterion={spec!r}: expected one of {', '.join(names())}, or an object such as Magnitude()"
         )
     if options:
         raise ArgumentError(

@@ -41,7 +41,7 @@ class Nest:
         """Refuse what cannot work."""
         _check_widen(self.widen)
         if not self.inner:
-            raise ArgumentError("Nest(inner=()): expected at least one criterion; nest(a) returns a")
+            raise ArgumentError("Nest(inner=()): expected at least one; nest(a) returns a")
         for part in (self.outer, *self.inner):
             _check_part(part)
 
@@ -58,8 +58,8 @@ class Nest:
     def __call__(self, problem: Problem, eligible: Mask, count: int) -> Scores:
         """Return ranks, ``(units,)``: the last set first, then the rest of each wider one.
 
-        A `count` beyond what is eligible means all of it. Where ``problem.quota`` is set it takes the
-        place of `count`, and every layer is widened by itself.
+        A `count` beyond what is eligible means all of it. Where ``problem.quota`` is set it takes
+        the place of `count`, and every layer is widened by itself.
 
         Raises:
             TargetError: the quotas cannot be reached.
@@ -102,9 +102,7 @@ def _goals(problem: Problem, allowed: Mask, count: int) -> list[tuple[slice, int
     return goals
 
 
-def _narrowed(
-    problem: Problem, scores: Tensor, current: Mask, wanted: list[tuple[slice, int, int]]
-) -> Mask:
+def _narrowed(problem: Problem, scores: Tensor, current: Mask, wanted: list[tuple[slice, int, int]]) -> Mask:
     """Return a valid selection of `current`, filled up with its next lowest to the sizes wanted."""
     valid = problem.select(scores, current, sum(goal for _, goal, _ in wanted))
     chosen = problem.kept.cpu() & ~valid.cpu()
@@ -175,9 +173,10 @@ class Blend:
 
 
 def _standardised(scores: Tensor) -> Tensor:
-    """Bring scores to logarithms (or ranks) with mean 0 and standard deviation 1; a constant to 0."""
+    """Bring scores to logarithms (or ranks) of mean 0 and standard deviation 1; a constant to 0."""
     if len(scores) == 0:
         return scores
+    values: Tensor
     if bool((scores < 0).any()):
         _, where, counts = scores.unique(return_inverse=True, return_counts=True)
         values = (counts.cumsum(0) - counts / 2)[where].double()

@@ -53,7 +53,7 @@ def diagonal(
 @register("fisher")
 @dataclass(frozen=True)
 class Fisher:
-    """Half the summed Fisher x w²: what zeroing costs to second order (OBD, LeCun et al. 1990, eq. 5).
+    """Half the summed Fisher x w²: the second-order cost of zeroing (OBD, LeCun et al. 1990).
 
     Args:
         samples: calibration samples drawn at each call.
@@ -88,10 +88,6 @@ class Fisher:
             DataError: labels are asked for and there are none.
         """
         require_gradient(problem, self.name)
-        information = diagonal(
-            problem, problem.draw(self.samples), noise(problem, _KEY), self.labels
-        )
-        costs = [
-            0.5 * f * w.square() for f, w in zip(information, weights(problem), strict=True)
-        ]
+        information = diagonal(problem, problem.draw(self.samples), noise(problem, _KEY), self.labels)
+        costs = [0.5 * f * w.square() for f, w in zip(information, weights(problem), strict=True)]
         return finish(problem, eligible, problem.units.reduce(costs), self.name)

@@ -47,6 +47,7 @@ class Magnitude:
         """Return ``(sum |w|^p)^(1/p)`` a unit, ``(units,)``."""
         values = [w.abs().double() for w in weights(problem)]
         # Powers of the largest weight must not overflow; the norm is homogeneous.
-        scale = torch.stack([w.max() for w in values]).max().clamp_min(torch.finfo(torch.float32).tiny)
+        largest = torch.stack([w.max() for w in values]).max()
+        scale = largest.clamp_min(torch.finfo(torch.float32).tiny)
         powers = problem.units.reduce([(w / scale).pow(self.p) for w in values])
         return finish(problem, eligible, powers.pow(1 / self.p) * scale, self.name)

@@ -82,7 +82,8 @@ class OBS:
         costs = []
         outer = self._outer(problem)
         kept = live(problem, problem.kept)
-        for layer, h, w, mask in zip(problem.units.layers, outer, weights(problem), kept, strict=True):
+        rows = zip(problem.units.layers, outer, weights(problem), kept, strict=True)
+        for layer, h, w, mask in rows:
             flags = _blocked(layer, mask, h.shape[-1])
             inverse = torch.cat([_inverse_diagonal(x) for _, x in self._damped(h, flags)])
             cost = _blocked(layer, w, h.shape[-1]).square() / (2 * inverse)
@@ -93,8 +94,8 @@ class OBS:
         """Return how the surviving weights best change when the units `removed` go all at once.
 
         Within each block the change minimises ½ dᵀHd under d = -w on what is removed: the solution
-        is -H⁻¹[:,Q](H⁻¹[Q,Q])⁻¹w_Q (Kurtic et al., arXiv:2203.07259, eq. 5), for the survivors S the
-        same as H[S,S]⁻¹H[S,Q]w_Q, which is what is solved here.
+        is -H⁻¹[:,Q](H⁻¹[Q,Q])⁻¹w_Q (Kurtic et al., arXiv:2203.07259, sec. 3), for the survivors S
+        the same as H[S,S]⁻¹H[S,Q]w_Q, which is what is solved here.
 
         Args:
             problem: the student before the removal, with ``problem.kept`` in force.
@@ -165,8 +166,8 @@ class OBS:
             problem.events.append(
                 {
                     "criterion": self.name,
-                    "message": f"block={self.block} reduced to {block}: {sum(counts)} weights would "
-                    f"need more than {_STORED_BYTES >> 20} MiB",
+                    "message": f"block={self.block} reduced to {block}: {sum(counts)} weights "
+                    f"would need more than {_STORED_BYTES >> 20} MiB",
                 }
             )
         return [min(block, n) for n in counts]
@@ -187,7 +188,7 @@ def _precise(value: Tensor) -> Tensor:
 
 
 def _cut(h: Tensor, flags: Tensor, damp: float) -> Tensor:
-    """Keep `h` ``(blocks, size, size)`` where both sides are flagged, plus `damp`; the identity elsewhere."""
+    """Keep and damp `h` ``(blocks, size, size)`` among the flagged; the identity elsewhere."""
     both = flags[..., :, None] & flags[..., None, :]
     extra = torch.where(flags, damp, 1.0).to(h)
     return h.masked_fill(~both, 0) + torch.diag_embed(extra)

@@ -24,15 +24,15 @@ class Random:
         seed: of the scores, >= 0; None takes the problem's.
 
     Raises:
-        ArgumentError: `seed` is not a whole number >= 0.
+        ArgumentError: `seed` is negative.
     """
 
     seed: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse negative seeds."""
-        if self.seed is not None and (not isinstance(self.seed, int) or self.seed < 0):
-            raise ArgumentError(f"Random(seed={self.seed!r}): expected a whole number >= 0, or None")
+        if self.seed is not None and self.seed < 0:
+            raise ArgumentError(f"Random(seed={self.seed!r}): expected a number >= 0, or None")
 
     @property
     def name(self) -> str:
@@ -47,9 +47,7 @@ class Random:
     def __call__(self, problem: Problem, eligible: Mask, count: int) -> Scores:
         """Return uniform numbers in [0, 1), ``(units,)``."""
         generator = (
-            problem.generator(2, _KEY)
-            if self.seed is None
-            else torch.Generator().manual_seed(self.seed)
+            problem.generator(2, _KEY) if self.seed is None else torch.Generator().manual_seed(self.seed)
         )
         scores = torch.rand(problem.units.count, generator=generator, dtype=torch.float64)
         return finish(problem, eligible, scores, self.name)

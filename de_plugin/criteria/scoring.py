@@ -1,4 +1,4 @@
-"""What the built-in criteria share: the student's weights, checked arguments and finished scores."""
+"""What built-in criteria share: the student's weights, checked arguments and finished scores."""
 
 from __future__ import annotations
 
@@ -13,10 +13,7 @@ from de_plugin.types import Mask, Scores
 def live(problem: Problem, units: Mask) -> list[Tensor]:
     """Spread a mask over weights where they are: one bool tensor ``(*parameter.shape)`` a layer."""
     masks = problem.units.expand(units)
-    return [
-        mask.to(layer.parameter.device)
-        for layer, mask in zip(problem.units.layers, masks, strict=True)
-    ]
+    return [mask.to(layer.parameter.device) for layer, mask in zip(problem.units.layers, masks, strict=True)]
 
 
 def weights(problem: Problem) -> list[Tensor]:
@@ -65,7 +62,7 @@ def positive(who: str, **values: int) -> None:
         ArgumentError: one of them is not.
     """
     for option, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        if value < 1 or value != int(value):
             raise ArgumentError(f"{who}({option}={value!r}): expected a positive whole number")
 
 

@@ -18,10 +18,10 @@ _KEY = 1
 @register("taylor")
 @dataclass(frozen=True)
 class Taylor:
-    """Mean over samples of |sum of gradient x weight| (Molchanov et al., arXiv:1611.06440, 1906.10771).
+    """Mean over samples of |sum of gradient x weight| (arXiv:1611.06440, arXiv:1906.10771).
 
-    Without labels the targets are drawn from the student's own outputs: the divergence itself has no
-    first order at the teacher.
+    Without labels the targets are drawn from the student's own outputs, since the divergence itself
+    has no first order at the teacher.
 
     Args:
         samples: calibration samples drawn at each call.

@@ -56,7 +56,10 @@ class Search:
     def _start(self) -> None:
         kind = CMA if len(self.mean) <= _FULL_DIMENSIONS else SepCMA
         self._cma = kind(
-            mean=np.zeros(len(self.mean)), sigma=1.0, population_size=self.population, seed=self.seed
+            mean=np.zeros(len(self.mean)),
+            sigma=1.0,
+            population_size=self.population,
+            seed=self.seed,
         )
         self._asked = []
 

@@ -57,10 +57,9 @@ def halve(
             values[alive] = found
             return values, int(alive[order[0]])
         keep = max(1, round(len(alive) * rule.keep))
-        worst = torch.finfo(torch.float64).max
         dropped = alive[order[keep:]]
-        values[dropped] = worst * (0.5 - 0.1 * stage) * torch.linspace(0.9, 1, max(1, len(dropped)))[
-            : len(dropped)
-        ].double()
+        # Half of what the stage before gave: whoever got further is lower, for any number of stages.
+        top = torch.finfo(torch.float64).max * 0.5 ** (stage + 1)
+        values[dropped] = top * torch.linspace(0.75, 1, len(dropped), dtype=torch.float64)
         alive = alive[order[:keep]]
     raise AssertionError("unreachable: the last stage returns")

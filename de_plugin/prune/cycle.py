@@ -117,7 +117,16 @@ def prune(
             seed=seed,
         )
         report = _cycles(
-            problem, sparsity, criterion, scope, schedule, recovery, finish, budget, progress, started
+            problem,
+            sparsity,
+            criterion,
+            scope,
+            schedule,
+            recovery,
+            finish,
+            budget,
+            progress,
+            started,
         )
         if apply == "none":
             snapshot.restore()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -53,8 +53,8 @@ class DirectedEvolution:
     exponent: float = 0.2
     offset: float = 0.4
     temperature: float = 0.1
-    halving: Halving = Halving()
-    swaps: Swaps = Swaps()
+    halving: Halving = field(default_factory=Halving)
+    swaps: Swaps = field(default_factory=Swaps)
 
     def __post_init__(self) -> None:
         """Resolve the criteria and check the numbers."""
@@ -95,9 +95,7 @@ class DirectedEvolution:
 
     # -- the cycle -------------------------------------------------------------------------------
 
-    def _search(
-        self, problem: Problem, eligible: Mask, count: int, free: Mask
-    ) -> tuple[Mask, Tensor]:
+    def _search(self, problem: Problem, eligible: Mask, count: int, free: Mask) -> tuple[Mask, Tensor]:
         usable = [
             c
             for c in self.criteria
@@ -141,14 +139,15 @@ class DirectedEvolution:
                 break
             genomes = torch.from_numpy(search.ask()).float()
             rankings = [
-                self._ranking(problem, g, features, (turn, generation, n))
-                for n, g in enumerate(genomes)
+                self._ranking(problem, g, features, (turn, generation, n)) for n, g in enumerate(genomes)
             ]
-            masks = torch.cat([
-                torch.stack([problem.select(r, eligible, count) for r in rankings]),
-                pure,
-                elite[None],
-            ])
+            masks = torch.cat(
+                [
+                    torch.stack([problem.select(r, eligible, count) for r in rankings]),
+                    pure,
+                    elite[None],
+                ]
+            )
             index = problem.draw(self.samples)
             order = torch.randperm(len(index), generator=problem.generator(4, turn, generation))
             values, best = halve(
@@ -163,15 +162,17 @@ class DirectedEvolution:
             elif best < len(masks) - 1:
                 ranking = features[best - len(genomes)]
             elite = masks[best]
-            problem.events.append({
-                "kind": "generation",
-                "generation": generation,
-                "best": float(values[best]),
-                "pure": {
-                    n: float(v) for n, v in zip(names, values[len(genomes) : -1], strict=True) if v < 1e30
-                },
-                "winner": "genome" if best < len(genomes) else "elite or pure criterion",
-            })
+            problem.events.append(
+                {
+                    "kind": "generation",
+                    "generation": generation,
+                    "best": float(values[best]),
+                    "pure": {
+                        n: float(v) for n, v in zip(names, values[len(genomes) : -1], strict=True) if v < 1e30
+                    },
+                    "winner": "genome" if best < len(genomes) else "elite or pure criterion",
+                }
+            )
         return elite, ranking
 
     def _new_search(self, problem: Problem, best: int, criteria: int) -> Search:
@@ -181,9 +182,7 @@ class DirectedEvolution:
         deviation = [self.exponent] * criteria + [self.offset] * layers + [self.temperature]
         return Search(mean, np.array(deviation), self.population, problem.seed)
 
-    def _ranking(
-        self, problem: Problem, genome: Tensor, features: Tensor, key: tuple[int, ...]
-    ) -> Tensor:
+    def _ranking(self, problem: Problem, genome: Tensor, features: Tensor, key: tuple[int, ...]) -> Tensor:
         criteria = len(features)
         scores = torch.einsum("c,cu->u", genome[:criteria], features)
         if problem.quota is None:
@@ -197,12 +196,14 @@ class DirectedEvolution:
         values = problem.gate(masks)
         best = int(values.argmin())
         labels = ["swapped", "evolved", *names]
-        problem.events.append({
-            "kind": "gate",
-            "divergence": dict(zip(labels, values.tolist(), strict=True)),
-            "chosen": labels[best],
-            "overruled": best > 1,
-        })
+        problem.events.append(
+            {
+                "kind": "gate",
+                "divergence": dict(zip(labels, values.tolist(), strict=True)),
+                "chosen": labels[best],
+                "overruled": best > 1,
+            }
+        )
         return masks[best]
 
 

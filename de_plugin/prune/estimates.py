@@ -1,4 +1,4 @@
-"""Predicting what a swap will change: a joint quadratic model over a window of units, and layer Gram costs."""
+"""Predicting what a swap will change: a joint quadratic model, and the layers' Gram costs."""
 
 from __future__ import annotations
 
@@ -42,9 +42,7 @@ def cells(problem: Problem) -> Tensor:
     return torch.zeros(units.count, dtype=torch.long) if problem.quota is None else units.layer_of
 
 
-def joint(
-    problem: Problem, free: Mask, size: int, *, samples: int, window: int, key: int
-) -> list[Swap]:
+def joint(problem: Problem, free: Mask, size: int, *, samples: int, window: int, key: int) -> list[Swap]:
     """Exchange units greedily on a quadratic model of the divergence, correlations included.
 
     The model is ``b.z + z'Kz/2`` with ``b`` the first-order change of each unit and ``K`` the Fisher
@@ -63,14 +61,20 @@ def joint(
     values = units.values()
     first = _signed(problem, mean_gradient(problem, problem.draw(4 * samples)), values)
     index = problem.draw(samples)
-    stored: list[Tensor] = []
+    stored: list[list[Tensor]] = []
     curvature = torch.zeros(units.count)
+    count = 0
     for chunk in sample_gradients(problem, index, problem.generator(2, key)):
-        effect = units.reduce([g * v for g, v in zip(chunk, values, strict=True)]).cpu()
-        curvature += effect.square().sum(0)
-        stored.append(effect)
-    effects = torch.cat(stored)
-    curvature /= len(effects)
+        effects = []
+        for layer, g, v in zip(units.layers, chunk, values, strict=True):
+            effect = units.granularity.reduce(
+                layer.canonical(g.mul_(v) if g.is_contiguous() else g * v), layer.shape
+            ).cpu()
+            curvature[layer.start : layer.stop] += torch.einsum("nu,nu->u", effect, effect)
+            effects.append(effect)
+        count += len(effects[0])
+        stored.append(effects)
+    curvature /= count
     kept = problem.kept
     alone = torch.where(kept, -first, first) + 0.5 * curvature
     where = cells(problem)
@@ -82,7 +86,7 @@ def joint(
         return []
     chosen = torch.cat([remove, revive])
     sign = torch.cat([-torch.ones(len(remove)), torch.ones(len(revive))])
-    part = (effects[:, chosen] * sign).double()
+    part = (torch.cat([_columns(problem, e, chosen) for e in stored]) * sign).double()
     matrix = (part.T @ part / len(part)).numpy()
     path, costs = _greedy(
         (first[chosen] * sign).double().numpy(), matrix, len(remove), where[chosen].numpy(), size
@@ -96,6 +100,15 @@ def joint(
         )
         for n in range(len(path))
     ]
+
+
+def _columns(problem: Problem, effects: list[Tensor], chosen: Tensor) -> Tensor:
+    """Pick the chosen units out of per-layer effects ``(samples, units of the layer)``."""
+    result = torch.empty(len(effects[0]), len(chosen))
+    for layer, effect in zip(problem.units.layers, effects, strict=True):
+        here = ((chosen >= layer.start) & (chosen < layer.stop)).nonzero()[:, 0]
+        result[:, here] = effect[:, chosen[here] - layer.start]
+    return result
 
 
 def _signed(problem: Problem, gradient: list[Tensor], values: list[Tensor]) -> Tensor:
@@ -156,7 +169,11 @@ def gram(problem: Problem, free: Mask, size: int, *, samples: int) -> list[Swap]
         may = free[span].reshape(shape)
         for rows, matrix in parts:
             found += _best_in_rows(
-                dense[rows], kept[rows], may[rows], matrix.cpu(), layer.start + rows.start * shape[1]
+                dense[rows],
+                kept[rows],
+                may[rows],
+                matrix.cpu(),
+                layer.start + rows.start * shape[1],
             )
     found.sort()
     return [
@@ -222,9 +239,7 @@ def _matched(first: Tensor, second: Tensor, where: Tensor) -> tuple[Tensor, Tens
     for unit in second.tolist():
         waiting.setdefault(int(where[unit]), []).append(unit)
     pairs = [
-        (unit, waiting[int(where[unit])].pop())
-        for unit in first.tolist()
-        if waiting.get(int(where[unit]))
+        (unit, waiting[int(where[unit])].pop()) for unit in first.tolist() if waiting.get(int(where[unit]))
     ]
     both = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2)
     return both[:, 0], both[:, 1]

@@ -45,22 +45,28 @@ def bake(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
     """
     for module, own, mask in _checked(model, masks):
         parameter = module._parameters[own]
-        assert parameter is not None  # noqa: S101 - narrowed for the type checker by _checked
+        assert parameter is not None
         parameter.data.masked_fill_(~mask.to(parameter.device), 0)
 
 
 def apply(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
     """Attach the masks as `torch.nn.utils.prune` does: ``weight_orig``, ``weight_mask``, a pre-hook.
 
+    A parameter that several modules share is masked in all of them.
+
     Raises:
         ArgumentError: a mask fits no parameter; nothing is changed then.
     """
-    for module, own, mask in _checked(model, masks):
-        torch_prune.custom_from_mask(module, own, mask.to(module._parameters[own].device))  # type: ignore[union-attr,no-untyped-call]
+    found = [(module._parameters[own], mask) for module, own, mask in _checked(model, masks)]
+    for parameter, mask in found:
+        places = [(m, n) for m in model.modules() for n, p in m._parameters.items() if p is parameter]
+        for module, own in places:
+            torch_prune.custom_from_mask(module, own, mask.to(parameter.device))  # type: ignore[union-attr,no-untyped-call]
 
 
 def remove(model: nn.Module) -> None:
     """Make attached masks permanent: every ``weight_orig`` becomes a plain ``weight`` again."""
     for module in model.modules():
-        for name in [n[: -len("_orig")] for n in module._parameters if n.endswith("_orig")]:
-            torch_prune.remove(module, name)  # type: ignore[no-untyped-call]
+        attached = [n[: -len("_mask")] for n in module._buffers if n.endswith("_mask")]
+        for name in [n for n in attached if f"{n}_orig" in module._parameters]:
+            torch_prune.remove(module, name)

@@ -1,4 +1,4 @@
-"""Directed mutation at fixed sparsity: sets of exchanges, accepted only when the measured divergence falls."""
+"""Directed mutation at fixed sparsity: exchanges, accepted when the measured divergence falls."""
 
 from __future__ import annotations
 
@@ -42,9 +42,7 @@ class Swaps:
         if self.rounds < 0 or min(self.candidates, self.largest, self.samples, self.window) < 1:
             raise ArgumentError(f"{self}: rounds must be >= 0, all other counts >= 1")
         if self.gradient_samples < 1 or self.patience < 1 or not 0 < self.share <= 1:
-            raise ArgumentError(
-                f"{self}: expected gradient_samples >= 1, patience >= 1, share in (0, 1]"
-            )
+            raise ArgumentError(f"{self}: expected gradient_samples >= 1, patience >= 1, share in (0, 1]")
 
 
 def swap(problem: Problem, start: Mask, free: Mask, scores: Tensor, rule: Swaps) -> Mask:
@@ -109,14 +107,16 @@ def _round(
         gains[source] = 0.7 * gains.get(source, 0.0) + 0.3 * gain
         if changes[top] < 0:
             sizes[source] = proposals[top].size
-        problem.events.append({
-            "kind": "swap",
-            "source": source,
-            "size": proposals[top].size,
-            "predicted": proposals[top].predicted,
-            "measured": float(changes[top]),
-            "accepted": accepted and top == best,
-        })
+        problem.events.append(
+            {
+                "kind": "swap",
+                "source": source,
+                "size": proposals[top].size,
+                "predicted": proposals[top].predicted,
+                "measured": float(changes[top]),
+                "accepted": accepted and top == best,
+            }
+        )
     if accepted:
         problem.kept = masks[1 + best].clone()
     return accepted
@@ -151,9 +151,7 @@ def _proposals(
         wanted = max(2, round(rule.candidates * shares[source] / whole))
         result += _spread(path, wanted, sizes.get(source))
     wanted = max(1, round(rule.candidates * shares["scores"] / whole))
-    result += by_scores(
-        problem, scores, free, size, count=wanted, window=rule.window, key=turn
-    )
+    result += by_scores(problem, scores, free, size, count=wanted, window=rule.window, key=turn)
     return result
 
 

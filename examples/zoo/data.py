@@ -53,9 +53,7 @@ class Dataset:
 class Loader(Protocol):
     """What ``DATA`` holds: a function that finds or fetches one data set."""
 
-    def __call__(
-        self, path: str | os.PathLike[str] | None = None, download: bool = True
-    ) -> Dataset:
+    def __call__(self, path: str | os.PathLike[str] | None = None, download: bool = True) -> Dataset:
         """The data set, from ``path`` or from wherever it is found."""
         ...
 

@@ -61,9 +61,7 @@ class RawImages:
                     f"{part}_images: check that both files are of one set"
                 )
             if labels.max() >= _CLASSES:
-                raise DataError(
-                    f"{part}_labels hold {labels.max()}, expected 0 to 9: check the file given"
-                )
+                raise DataError(f"{part}_labels hold {labels.max()}, expected 0 to 9: check the file given")
 
     def arrays(self) -> dict[str, NDArray[np.uint8]]:
         """The arrays by name, in the order of ``IDX_FILES``."""

@@ -113,8 +113,7 @@ def _from_cache(images: ImageSet) -> RawImages:
         raw.verify(images.sha256)
     except DataError as error:
         warnings.warn(
-            f"the cached {images.name} in {images.cached} is damaged and is looked for elsewhere: "
-            f"{error}",
+            f"the cached {images.name} in {images.cached} is damaged and is looked for elsewhere: {error}",
             DEWarning,
             stacklevel=4,
         )

@@ -91,9 +91,7 @@ def _recalled(network: nn.Module, path: Path) -> bool:
     try:
         load_checkpoint(network, path)
     except DataError as error:
-        warnings.warn(
-            f"cached weights are damaged and are trained anew: {error}", DEWarning, stacklevel=3
-        )
+        warnings.warn(f"cached weights are damaged and are trained anew: {error}", DEWarning, stacklevel=3)
         return False
     return True
 

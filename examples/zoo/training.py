@@ -66,12 +66,8 @@ def train(
     """
     order = torch.Generator().manual_seed(seed)
     steps = recipe.epochs * -(-len(inputs) // recipe.batch_size)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay
-    )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, recipe.learning_rate, total_steps=max(steps, 2)
-    )
+    optimizer = torch.optim.AdamW(model.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.learning_rate, total_steps=max(steps, 2))
     model.train()
     done = 0
     for _ in range(recipe.epochs):

@@ -21,9 +21,7 @@ from de_plugin.zoo.sources import ImageSet
 
 
 @pytest.fixture(autouse=True)
-def own_cache(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def own_cache(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test but those of real data sees the user's cache and data."""
     if request.node.get_closest_marker("real_data") is None:
         monkeypatch.setenv("DE_PLUGIN_CACHE", str(tmp_path / "cache"))

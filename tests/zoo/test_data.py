@@ -45,9 +45,7 @@ def test_values_are_normalised_as_published(
         ("test_labels", torch.zeros(49).long(), r"test_labels .* \(49,\), expected .*\(50,\)"),
     ],
 )
-def test_a_dataset_refuses_what_does_not_fit(
-    tiny: Dataset, field: str, value: object, message: str
-) -> None:
+def test_a_dataset_refuses_what_does_not_fit(tiny: Dataset, field: str, value: object, message: str) -> None:
     with pytest.raises(DataError, match=message):
         Dataset(**{**vars(tiny), field: value})
 

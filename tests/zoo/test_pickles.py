@@ -53,9 +53,7 @@ def test_a_payload_is_refused_and_does_not_run(tmp_path: Path, protocol: int) ->
     assert not ran.exists()
 
 
-@pytest.mark.parametrize(
-    "name", ["builtins eval", "numpy load", "numpy.lib._npyio_impl load", "torch load"]
-)
+@pytest.mark.parametrize("name", ["builtins eval", "numpy load", "numpy.lib._npyio_impl load", "torch load"])
 def test_other_globals_are_refused(name: str) -> None:
     content = gzip.compress(f"c{name.replace(' ', chr(10))}\n.".encode())
     with pytest.raises(DataError, match=f"asks for {name.replace(' ', '.')}"):

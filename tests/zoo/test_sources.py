@@ -47,9 +47,7 @@ def test_the_users_own_files_may_differ_from_the_official_ones(
     assert_same(find(places.image_set(), given, True), other_raw)
 
 
-def test_a_path_that_does_not_work_is_an_error(
-    tmp_path: Path, places: Places, write_idx: Write
-) -> None:
+def test_a_path_that_does_not_work_is_an_error(tmp_path: Path, places: Places, write_idx: Write) -> None:
     places.have = {"installed", "fetched", "remote"}
     (tmp_path / "empty").mkdir()
     part = write_idx(tmp_path / "part", places.raw)
@@ -110,9 +108,7 @@ def test_the_set_passed_by_path_wins_over_the_environment(
         ({"remote"}, ["installed", "fetched", "remote"]),
     ],
 )
-def test_order_of_the_packages_and_servers(
-    places: Places, have: set[str], calls: list[str]
-) -> None:
+def test_order_of_the_packages_and_servers(places: Places, have: set[str], calls: list[str]) -> None:
     places.have = have
     assert_same(find(places.image_set(), None, True), places.raw)
     assert places.calls == calls
@@ -150,9 +146,7 @@ def test_a_damaged_cache_is_fetched_again(places: Places, damage: str) -> None:
     assert images.cached.read_bytes() == content
 
 
-def test_a_fetched_copy_that_is_not_the_official_one_is_refused(
-    places: Places, other_raw: RawImages
-) -> None:
+def test_a_fetched_copy_that_is_not_the_official_one_is_refused(places: Places, other_raw: RawImages) -> None:
     images = places.image_set()
     places.have, places.raw = {"installed", "fetched", "remote"}, other_raw
     with pytest.raises(DataError, match="official server: train_images .* SHA-256"):

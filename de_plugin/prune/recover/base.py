@@ -75,8 +75,9 @@ def prepared(problem: Problem, recovery_: Recovery, make: Callable[[], T]) -> T:
     def late() -> T:
         if not bool(problem.kept.all()):
             raise ArgumentError(
-                f"recover={recovery_.name!r}: {int((~problem.kept).sum())} unit(s) are zeroed and "
-                "the teacher was not measured; call recovery.prepare(problem) before anything changes"
+                f"recover={recovery_.name!r}: {int((~problem.kept).sum())} unit(s) are "
+                "zeroed and the teacher was not measured; call recovery.prepare(problem) before anything "
+                "changes"
             )
         return make()
 

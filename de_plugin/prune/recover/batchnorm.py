@@ -1,8 +1,8 @@
 """Batch-norm matching: running statistics that give every channel its teacher's mean and variance.
 
 Recalibration would put the student's own statistics into the layer, which normalises its outputs
-but keeps nothing of the teacher's data; here the outputs themselves are matched. As in the correction of
-activation statistics after compression (Finkelstein et al., arXiv:1906.03193; REPAIR, arXiv:2211.08403).
+but keeps nothing of the teacher's; here the outputs themselves are matched, as REPAIR does with
+interpolated networks (Jordan et al., arXiv:2211.08403).
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class BatchNormMatching:
     """Choose running statistics so that each batch norm's output keeps its teacher's moments.
 
     Layers are matched in the order of execution, each on inputs that the earlier ones have shaped
-    already, in one forward pass. Batches that cannot be joined (images of several sizes) are matched on
-    those seen so far. Norms that are used more than once in a pass are left alone.
+    already, in one forward pass. Batches that cannot be joined (images of several sizes) are
+    matched on those seen so far. Norms that are used more than once in a pass are left alone.
 
     Args:
         samples: how many search samples the moments are measured on.

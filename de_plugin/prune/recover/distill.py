@@ -26,8 +26,8 @@ class Distillation:
 
     Every parameter that requires a gradient is trained (all of them where none does), prunable
     weights only where they are kept. The model stays in eval mode, so batch-norm statistics don't
-    move. The best state on the held-back data is what remains; the starting point takes part, so that a
-    distillation never ends worse there than it began.
+    move. The best state on the held-back data is what remains; the starting point takes part, so
+    that a distillation never ends worse there than it began.
 
     Args:
         steps: of Adam; >= 0.
@@ -86,8 +86,8 @@ class Distillation:
             problem.require_labels(f"Distillation(labels={self.labels})")
         if not problem.has_gradient:
             raise GradientError(
-                f"divergence={problem.divergence.name!r}: no gradient reaches the weights, so nothing "
-                "can be distilled; use a differentiable divergence or recover='batchnorm'"
+                f"divergence={problem.divergence.name!r}: no gradient reaches the weights, so "
+                "nothing can be distilled; use a differentiable divergence or recover='batchnorm'"
             )
 
     def in_assessment(self) -> None:
@@ -113,17 +113,16 @@ class Distillation:
                 for p, grad, flag in grads:
                     p.requires_grad_(flag)
                     p.grad = grad
-            if best is not None:
-                for p, value, mask in zip(parameters, best, masks, strict=True):
-                    p.data.copy_(value if mask is None else torch.where(mask, value, p.data))
+            for p, value, mask in zip(parameters, best, masks, strict=True):
+                p.data.copy_(value if mask is None else torch.where(mask, value, p.data))
 
     def _train(
         self, problem: Problem, parameters: list[nn.Parameter], masks: list[Tensor | None]
-    ) -> list[Tensor] | None:
-        """Return the best values on the held-back data, None when that is the starting point."""
+    ) -> list[Tensor]:
+        """Return the best values on the held-back data, the starting point among them."""
         held_back = problem.pool.take(problem.held_back)
         lowest = self._validate(problem, held_back)
-        best: list[Tensor] | None = None
+        best = [p.detach().clone() for p in parameters]
         waited = 0
         for p in parameters:
             p.requires_grad_(True)
@@ -135,7 +134,7 @@ class Distillation:
                 loss = self._loss(problem, next(sources))
                 found = torch.autograd.grad(loss, parameters, allow_unused=True)
             for p, g, mask in zip(parameters, found, masks, strict=True):
-                p.grad = g if g is None or mask is None else g.mul_(mask)
+                p.grad = g if mask is None else torch.mul(g, mask, out=g)
             optimizer.step()
             if (step + 1) % self.validate_every and step + 1 < self.steps:
                 continue

@@ -1,4 +1,4 @@
-"""Least squares: the survivors of each layer that repeat its teacher's outputs best, in closed form.
+"""Least squares: the survivors of each layer that repeat its teacher's outputs best, solved.
 
 Sequential: a layer sees the inputs that the recovered layers before it give, so that errors are
 made good instead of adding up (He et al., arXiv:1707.06168, sec. 3.2).
@@ -54,9 +54,7 @@ class LeastSquares:
     def __post_init__(self) -> None:
         """Refuse numbers out of range."""
         if self.samples < 1 or self.positions < 1:
-            raise ArgumentError(
-                f"samples={self.samples}, positions={self.positions}: both must be positive"
-            )
+            raise ArgumentError(f"samples={self.samples}, positions={self.positions}: both must be positive")
         if not 0 <= self.ridge < float("inf"):
             raise ArgumentError(f"ridge={self.ridge}: expected a finite number >= 0")
 
@@ -88,7 +86,7 @@ class LeastSquares:
                 accepted = after <= current
                 problem.events.append(
                     {
-                        "event": self.name,
+                        "kind": self.name,
                         "layer": layer.name,
                         "before": current,
                         "after": after,
@@ -102,9 +100,7 @@ class LeastSquares:
                         parameter.data.copy_(value)
 
     def _teacher(self, problem: Problem) -> list[Tensor]:
-        return prepared(
-            problem, self, lambda: [x.detach().clone() for x in _tensors(problem.model)]
-        )
+        return prepared(problem, self, lambda: [x.detach().clone() for x in _tensors(problem.model)])
 
     def _solve(
         self,

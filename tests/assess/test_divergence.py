@@ -1,0 +1,137 @@
+"""Divergences: zero at the teacher, equal to references, and curvature sampled without bias."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from de_plugin.assess.divergence import (
+    JS,
+    KL,
+    MSE,
+    Cosine,
+    Curved,
+    Custom,
+    Divergence,
+    Score,
+    divergence,
+)
+from de_plugin.errors import ArgumentError, OutputError
+
+NAMES = ["kl", "js", "mse", "cosine"]
+LIMITS = {"js": math.log(2), "cosine": 2.0}
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 1000), scale=st.floats(0.01, 30), name=st.sampled_from(NAMES))
+def test_zero_at_the_teacher_and_nowhere_negative(seed: int, scale: float, name: str) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    a, b = torch.randn(2, 7, 5, generator=draw) * scale
+    measure = divergence(name)
+    assert isinstance(measure, Divergence)
+    assert float(measure(a, a)) == pytest.approx(0, abs=1e-6)
+    assert -1e-6 <= float(measure(a, b)) <= LIMITS.get(name, math.inf) + 1e-6
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_references(temperature: float) -> None:
+    torch.manual_seed(0)
+    ours, theirs = torch.randn(2, 9, 4) * 3
+    q, p = (F.log_softmax(x / temperature, -1) for x in (ours, theirs))
+    expected = F.kl_div(q, p, reduction="batchmean", log_target=True)
+    torch.testing.assert_close(KL(temperature)(ours, theirs), expected)
+    m = (0.5 * (p.exp() + q.exp())).log()
+    both = [F.kl_div(m, x, reduction="batchmean", log_target=True) for x in (p, q)]
+    torch.testing.assert_close(JS(temperature)(ours, theirs), (both[0] + both[1]) / 2)
+    torch.testing.assert_close(MSE()(ours, theirs), F.mse_loss(ours, theirs))
+    target = torch.ones(9)
+    torch.testing.assert_close(
+        Cosine()(ours, theirs), F.cosine_embedding_loss(ours, theirs, target)
+    )
+
+
+def test_other_class_dimensions_and_trees() -> None:
+    torch.manual_seed(0)
+    a, b = torch.randn(2, 3, 5, 4)
+    moved = KL(dim=1)(a, b)
+    torch.testing.assert_close(moved, KL()(a.transpose(1, 2), b.transpose(1, 2)))
+    tree = KL()({"x": a, "y": (b, torch.arange(3))}, {"x": b, "y": (a, torch.arange(3))})
+    torch.testing.assert_close(tree, (KL()(a, b) + KL()(b, a)) / 2)
+
+
+def test_outputs_that_do_not_match_are_refused() -> None:
+    with pytest.raises(OutputError, match="same shapes"):
+        MSE()(torch.zeros(2, 3), torch.zeros(2, 4))
+    with pytest.raises(OutputError, match="no floating-point"):
+        MSE()(torch.arange(3), torch.arange(3))
+
+
+MEASURES: list[Any] = [KL(), KL(temperature=2.0), JS(), MSE(), Cosine(), KL(dim=1)]
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_squared_sampled_gradients_average_to_the_hessian(measure: Any) -> None:
+    """Fisher = Hessian at the teacher (Martens, arXiv:1412.1193, sec. 9)."""
+    torch.manual_seed(1)
+    shape = (3, 4, 2) if measure in (KL(dim=1),) else (3, 4)
+    assert isinstance(measure, Curved)
+    x = torch.randn(3, 2, dtype=torch.float64)
+    weight = torch.randn(math.prod(shape[1:]), 2, dtype=torch.float64)
+
+    def outputs(w: Tensor, rows: slice = slice(None)) -> Tensor:
+        return (x[rows] @ w.T).reshape(-1, *shape[1:])
+
+    teacher = outputs(weight)
+    full = torch.autograd.functional.hessian(lambda w: measure(outputs(w), teacher), weight)
+    flat = full.reshape(weight.numel(), weight.numel())
+    generator = torch.Generator().manual_seed(0)
+    repeat = 6000
+    fisher = torch.zeros_like(flat)
+    for row in range(3):
+        one = outputs(weight, slice(row, row + 1)).detach()
+        many = one.expand(repeat, *one.shape[1:])
+        targets = measure.draw(many, generator)
+        leaf = many.clone().requires_grad_(True)
+        (g,) = torch.autograd.grad(measure.sampled_loss(leaf, targets), leaf)
+        weights = torch.einsum("no,i->noi", g.flatten(1), x[row]).flatten(1)
+        fisher += weights.T @ weights / repeat / 3
+    scale = float(flat.abs().max())
+    assert float((fisher - flat).abs().max()) < 0.08 * scale
+
+
+def test_callables_names_and_scores() -> None:
+    own = divergence(lambda a, b: float((a - b).abs().sum()))
+    assert isinstance(own, Custom)
+    assert float(own(torch.ones(2), torch.zeros(2))) == 2
+    assert divergence(own) is own
+
+    def accuracy(outputs: Tensor, labels: Tensor) -> Tensor:
+        return (outputs.argmax(-1) == labels).float().mean()
+
+    score = Score(accuracy)
+    labels = torch.tensor([0, 1])
+    assert float(score(torch.eye(2).flip(0), torch.eye(2), labels)) == 1
+    with pytest.raises(ArgumentError, match="labels"):
+        score(torch.eye(2), torch.eye(2))
+    agree = Score(lambda a, b: accuracy(a, b.argmax(-1)), against="teacher")
+    assert float(agree(torch.eye(2), torch.eye(2))) == 0
+
+
+@pytest.mark.parametrize("wrong", ["kld", 3, MSE, None])
+def test_unknown_divergences_are_refused(wrong: Any) -> None:
+    with pytest.raises(ArgumentError, match="divergence"):
+        divergence(wrong)
+
+
+def test_wrong_options_are_refused() -> None:
+    with pytest.raises(ArgumentError, match="temperature"):
+        KL(temperature=0)
+    with pytest.raises(ArgumentError, match="against"):
+        Score(lambda a, b: 0, against="nobody")  # type: ignore[arg-type]

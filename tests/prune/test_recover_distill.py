@@ -1,0 +1,193 @@
+"""Distillation: it helps, never harms on held-back data, and leaves nothing else changed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from de_plugin.assess.divergence import Score
+from de_plugin.assess.problem import Problem
+from de_plugin.errors import ArgumentError, DataError, GradientError
+from de_plugin.prune.recover import Distillation
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Linear(10, 24), nn.BatchNorm1d(24), nn.ReLU(), nn.Dropout(), nn.Linear(24, 5)
+    ).eval()
+
+
+def pruned(labels: bool = False, fraction: float = 0.7, **options: Any) -> Problem:
+    model = network()
+    x = torch.randn(400, 10, generator=torch.Generator().manual_seed(1))
+    target = x[:, :5].argmax(1)
+    problem = Problem(model, (x, target) if labels else x, **options)
+    scores = problem.units.reduce([v.abs() for v in problem.units.values()])
+    problem.kept = problem.select(scores, problem.eligible, int(fraction * problem.units.count))
+    return problem
+
+
+@pytest.mark.parametrize("granularity", ["weight", "channel", "2:4"])
+def test_divergence_falls_and_zeroed_values_stay(granularity: str) -> None:
+    problem = pruned(granularity=granularity, fraction=0.3, exclude=["0"] if granularity == "2:4" else ())
+    before = float(problem.gate(problem.kept[None]))
+    masks = problem.units.masks(problem.kept)
+    dense = {k: p.detach().clone() for k, p in problem.units.parameters().items()}
+    buffers = [b.clone() for b in problem.model.buffers()]
+    Distillation(steps=80, lr=1e-2)(problem)
+    assert float(problem.gate(problem.kept[None])) < 0.8 * before
+    for name, parameter in problem.units.parameters().items():
+        assert torch.equal(parameter[~masks[name]], dense[name][~masks[name]])
+    assert all(torch.equal(a, b) for a, b in zip(buffers, problem.model.buffers(), strict=True))
+    assert not any(m.training for m in problem.model.modules())
+
+
+def test_gradients_and_flags_come_back() -> None:
+    problem = pruned()
+    first, *rest = problem.model.parameters()
+    first.grad = torch.ones_like(first)
+    rest[-1].requires_grad_(False)
+    held, bias = first.grad, rest[-1].detach().clone()
+    Distillation(steps=20)(problem)
+    assert first.grad is held
+    assert torch.equal(held, torch.ones_like(first))
+    assert all(p.grad is None for p in rest)
+    assert not rest[-1].requires_grad
+    assert torch.equal(rest[-1], bias)
+
+
+def test_a_frozen_model_is_trained_and_stays_frozen() -> None:
+    problem = pruned()
+    problem.model.requires_grad_(False)
+    before = float(problem.gate(problem.kept[None]))
+    Distillation(steps=50, lr=1e-2)(problem)
+    assert float(problem.gate(problem.kept[None])) < before
+    assert not any(p.requires_grad for p in problem.model.parameters())
+
+
+def test_same_seed_same_result_and_calls_draw_fresh_batches() -> None:
+    recover = Distillation(steps=15, lr=1e-2, batch_size=32)
+    results = []
+    for _ in range(2):
+        problem = pruned(seed=3)
+        recover(problem)
+        recover(problem)
+        results.append([p.detach().clone() for p in problem.model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    first = next(recover._batches(problem))[0].inputs
+    second = next(recover._batches(problem))[0].inputs
+    assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("lr", [10.0, 1e6])
+def test_it_never_ends_worse_than_it_began(lr: float) -> None:
+    problem = pruned(fraction=0.1)
+    before = float(problem.gate(problem.kept[None]))
+    values = [p.detach().clone() for p in problem.model.parameters()]
+    Distillation(steps=30, lr=lr, schedule="constant", validate_every=10)(problem)
+    after = float(problem.gate(problem.kept[None]))
+    assert after <= before
+    if after == before:
+        live = problem.model.parameters()
+        assert all(torch.equal(a, b) for a, b in zip(values, live, strict=True))
+
+
+def test_patience_stops_early() -> None:
+    calls = 0
+
+    def forward(model: nn.Module, x: Tensor) -> Any:
+        nonlocal calls
+        calls += 1
+        return model(x)
+
+    problem = pruned(fraction=0.1, forward=forward)
+    assert problem.has_gradient
+    used = []
+    for patience in (1, None):
+        calls = 0
+        Distillation(steps=60, lr=100.0, schedule="constant", validate_every=5, patience=patience)(problem)
+        used.append(calls)
+    assert used[0] < used[1] / 2
+
+
+def test_labels_pull_towards_the_labels() -> None:
+    problem = pruned(labels=True)
+    batch = problem.pool.take(problem.held_back, 1000)[0]
+
+    def cross_entropy() -> float:
+        with problem.units.zeroed(problem.kept), torch.no_grad():
+            return float(F.cross_entropy(problem.model(batch.inputs), batch.labels))
+
+    before = cross_entropy()
+    Distillation(steps=60, lr=1e-2, labels=1.0)(problem)
+    assert cross_entropy() < before
+
+
+def test_it_says_what_it_needs() -> None:
+    with pytest.raises(DataError, match="labels"):
+        Distillation(labels=0.5)(pruned())
+    rank = Score(lambda y, t: (y.argmax(1) == t.argmax(1)).float().mean(), against="teacher")
+    with pytest.raises(GradientError, match="gradient"):
+        Distillation().prepare(pruned(divergence=rank))
+
+
+def test_an_exception_restores_everything() -> None:
+    armed = False
+
+    def forward(model: nn.Module, x: Tensor) -> Any:
+        nonlocal count
+        count += 1
+        if armed and count > 20:
+            raise KeyboardInterrupt
+        return model(x)
+
+    count = 0
+    problem = pruned(forward=forward)
+    assert problem.has_gradient
+    before = {k: v.clone() for k, v in problem.model.state_dict().items()}
+    armed, count = True, 0
+    with pytest.raises(KeyboardInterrupt):
+        Distillation(steps=100, lr=1e-2, validate_every=5)(problem)
+    assert all(torch.equal(v, problem.model.state_dict()[k]) for k, v in before.items())
+    assert all(p.grad is None and p.requires_grad for p in problem.model.parameters())
+
+
+def test_batches_as_the_user_gave_them() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(2)).eval()
+    x = [torch.rand(8, 1, 5 + n % 3, 5) for n in range(12)]
+    problem = Problem(model, x, divergence="mse")
+    scores = torch.rand(problem.units.count, generator=torch.Generator().manual_seed(0))
+    problem.kept = problem.select(scores, problem.eligible, 27)
+    before = float(problem.gate(problem.kept[None]))
+    Distillation(steps=40, lr=1e-2, batch_size=16)(problem)
+    assert float(problem.gate(problem.kept[None])) < before
+
+
+def test_no_steps_no_change() -> None:
+    problem = pruned()
+    before = [p.detach().clone() for p in problem.model.parameters()]
+    Distillation(steps=0)(problem)
+    assert all(torch.equal(a, b) for a, b in zip(before, problem.model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"steps": -1},
+        {"lr": 0.0},
+        {"labels": 1.5},
+        {"schedule": "step"},
+        {"weight_decay": -1.0},
+        {"validate_every": 0},
+        {"patience": 0},
+        {"batch_size": 0},
+    ],
+)
+def test_numbers_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ArgumentError, match=next(iter(wrong))):
+        Distillation(**wrong)

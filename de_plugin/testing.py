@@ -172,7 +172,7 @@ def check_granularity(granularity: Granularity, shapes: Sequence[tuple[int, ...]
         AssertionError: a promise is broken; the message says which.
     """
     assert isinstance(granularity, Granularity), f"{granularity!r}: expected name, count, expand and reduce"
-    fits = getattr(granularity, "fits", lambda shape: True)
+    fits = getattr(granularity, "fits", lambda _: True)
     tried = [torch.Size(s) for s in shapes if fits(torch.Size(s))]
     assert tried, f"granularity {granularity.name!r}: fits none of the shapes {tuple(shapes)}"
     for shape in tried:
@@ -233,13 +233,15 @@ def check_units(units: Units, model: nn.Module | None = None) -> None:
     rng = torch.Generator().manual_seed(0)
     for kept in (torch.zeros(units.count, dtype=torch.bool), torch.rand(units.count, generator=rng) < 0.5):
         for error in (None, ValueError(), _Interrupt()):
+            inside: dict[str, Tensor] = {}
             try:
                 with units.zeroed(kept):
-                    inside = _state(model)
+                    inside.update(_state(model))
                     if error is not None:
                         raise error
             except (ValueError, _Interrupt) as caught:
-                assert caught is error, f"{who}: zeroed raised {caught!r}"
+                if caught is not error:
+                    raise AssertionError(f"{who}: zeroed raised {caught!r}") from caught
             else:
                 assert error is None, f"{who}: zeroed swallowed {type(error).__name__}"
             when = "after the block" if error is None else "after an exception in the block"

@@ -241,20 +241,28 @@ def observe(problem: Problem, batches: list[Batch], visit: Callable[[Call], None
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
+def _wide(x: Tensor) -> torch.dtype:
+    """Return a type in which sums of squares don't overflow."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
 def input_energy(problem: Problem, index: Tensor) -> list[Tensor]:
     """Return, for every weight, the mean over samples of the summed squares of the inputs it meets.
 
     The product is linear in the weight, so the sum of squares is a derivative: that of the summed
     product of squared inputs. One tensor of the parameter's shape a layer.
     """
-    total = [torch.zeros_like(layer.parameter) for layer in problem.units.layers]
+    total = [
+        torch.zeros_like(layer.parameter, dtype=_wide(layer.parameter)) for layer in problem.units.layers
+    ]
     batches = problem.pool.take(index)
 
     def visit(call: Call) -> None:
         parameter = problem.units.layers[call.layer].parameter
         with torch.enable_grad():
-            weight = parameter.detach()[call.rows].clone().requires_grad_(True)
-            squared = call.inputs if call.kind == "embedding" else call.inputs.square()
+            wide = _wide(parameter)
+            weight = parameter.detach()[call.rows].to(wide, copy=True).requires_grad_(True)
+            squared = call.inputs if call.kind == "embedding" else call.inputs.to(wide).square()
             (g,) = torch.autograd.grad(call.linear(squared, weight).sum(), weight)
         total[call.layer][call.rows] += g
 
@@ -294,6 +302,7 @@ def grams(
         width = (stop - start) // len(design)
         for group, x in enumerate(design):
             key = (call.layer, start + group * width, start + (group + 1) * width)
+            x = x.to(_wide(layer.parameter))
             product = x.T @ x
             total[key] = total[key] + product if key in total else product
             count[key] = count.get(key, 0) + len(x)

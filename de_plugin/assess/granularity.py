@@ -215,7 +215,7 @@ def granularity(spec: str | Granularity) -> Granularity:
     NM(n=2, m=4)
     """
     if not isinstance(spec, str):
-        if isinstance(spec, Granularity):
+        if isinstance(spec, Granularity) and not isinstance(spec, type):
             return spec
         raise ArgumentError(f"granularity={spec!r}: expected a name or an object like Weight()")
     if spec in _NAMED:

@@ -265,7 +265,9 @@ class Problem:
         if not self.divergence.differentiable:
             return False
         try:
-            mean_gradient(self, self.search[:1])
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # a measure that leaves the graph warns in torch
+                mean_gradient(self, self.search[:1])
         except (RuntimeError, OutputError):
             return False
         return True

@@ -61,7 +61,7 @@ def apply(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
     for parameter, mask in found:
         places = [(m, n) for m in model.modules() for n, p in m._parameters.items() if p is parameter]
         for module, own in places:
-            torch_prune.custom_from_mask(module, own, mask.to(parameter.device))  # type: ignore[union-attr,no-untyped-call]
+            torch_prune.custom_from_mask(module, own, mask.to(parameter.device))  # type: ignore[union-attr]
 
 
 def remove(model: nn.Module) -> None:

@@ -80,7 +80,7 @@ class Report:
     @property
     def overruled(self) -> int:
         """How often the gate preferred a pure criterion to evolution's winner."""
-        return sum(1 for e in self.events if e["kind"] == "gate" and e["overruled"])
+        return sum(1 for e in self.events if e.get("kind") == "gate" and e["overruled"])
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the masks as plain data for JSON."""

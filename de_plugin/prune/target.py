@@ -100,6 +100,8 @@ def totals(
 
 
 def _per_layer(problem: Problem, wanted: Mapping[str, float]) -> Tensor:
+    if not wanted:
+        raise ArgumentError("sparsity={}: expected at least one layer name pattern with a fraction")
     units = problem.units
     quota = (~problem.kept).new_zeros(len(units.layers), dtype=torch.long)
     for pattern, value in wanted.items():

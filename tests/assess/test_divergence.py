@@ -52,9 +52,7 @@ def test_references(temperature: float) -> None:
     torch.testing.assert_close(JS(temperature)(ours, theirs), (both[0] + both[1]) / 2)
     torch.testing.assert_close(MSE()(ours, theirs), F.mse_loss(ours, theirs))
     target = torch.ones(9)
-    torch.testing.assert_close(
-        Cosine()(ours, theirs), F.cosine_embedding_loss(ours, theirs, target)
-    )
+    torch.testing.assert_close(Cosine()(ours, theirs), F.cosine_embedding_loss(ours, theirs, target))
 
 
 def test_other_class_dimensions_and_trees() -> None:

@@ -17,7 +17,9 @@ UNITS = ParameterUnits(MODEL)
 
 
 @settings(max_examples=80, deadline=None)
-@given(seed=st.integers(0, 10_000), count=st.integers(0, 64), levels=st.integers(1, 6), rows=st.integers(1, 3))
+@given(
+    seed=st.integers(0, 10_000), count=st.integers(0, 64), levels=st.integers(1, 6), rows=st.integers(1, 3)
+)
 def test_exactly_count_eligible_lowest_with_ties_by_index(
     seed: int, count: int, levels: int, rows: int
 ) -> None:

@@ -35,9 +35,7 @@ GRANULARITIES = ["weight", "kernel", "channel", "2:4", "1:2", "1x4", "3x5", "4x4
     lead=st.sampled_from([(), (3,), (2, 3)]),
     seed=st.integers(0, 1000),
 )
-def test_reduce_is_the_adjoint_of_expand(
-    name: str, spec: str, lead: tuple[int, ...], seed: int
-) -> None:
+def test_reduce_is_the_adjoint_of_expand(name: str, spec: str, lead: tuple[int, ...], seed: int) -> None:
     units = ParameterUnits(MODULES[name](), spec)
     draw = torch.Generator().manual_seed(seed)
     u = torch.randn(*lead, units.count, generator=draw, dtype=torch.float64)
@@ -46,9 +44,7 @@ def test_reduce_is_the_adjoint_of_expand(
     spread = units.expand(u)
     assert [x.shape for x in spread] == [(*lead, *s) for s in shapes]
     left = (u * units.reduce(values)).sum(-1)
-    right = sum(
-        (x * v).flatten(len(lead)).sum(-1) for x, v in zip(spread, values, strict=True)
-    )
+    right = sum((x * v).flatten(len(lead)).sum(-1) for x, v in zip(spread, values, strict=True))
     torch.testing.assert_close(left, torch.as_tensor(right))
     torch.testing.assert_close(units.reduce(spread), u * units.sizes.double())
 

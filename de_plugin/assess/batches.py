@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 import tempfile
+import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -236,15 +238,17 @@ class Spill:
 
     def __init__(self, memory: int) -> None:
         self.left = memory
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._folder: Path | None = None
 
     def _empty(self, shape: torch.Size, like: Tensor) -> Tensor:
         needed = like.element_size() * shape.numel()
         if needed <= self.left or like.device.type != "cpu":
             self.left -= needed
             return torch.empty(shape, dtype=like.dtype, device=like.device)
-        self._folder = self._folder or tempfile.TemporaryDirectory(prefix="de_plugin-")
-        path = Path(self._folder.name) / f"{len(list(Path(self._folder.name).iterdir()))}.bin"
+        if self._folder is None:
+            self._folder = Path(tempfile.mkdtemp(prefix="de_plugin-"))
+            weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        path = self._folder / f"{len(list(self._folder.iterdir()))}.bin"
         mapped = torch.from_file(str(path), shared=True, size=shape.numel(), dtype=like.dtype)
         return mapped.reshape(shape)
 

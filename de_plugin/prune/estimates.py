@@ -86,8 +86,8 @@ def joint(problem: Problem, free: Mask, size: int, *, samples: int, window: int,
         return []
     chosen = torch.cat([remove, revive])
     sign = torch.cat([-torch.ones(len(remove)), torch.ones(len(revive))])
-    part = (torch.cat([_columns(problem, e, chosen) for e in stored]) * sign).double()
-    matrix = (part.T @ part / len(part)).numpy()
+    part = (torch.cat([_columns(problem, e, chosen) for e in stored]) * sign)
+    matrix = (part.T @ part / len(part)).double().numpy()
     path, costs = _greedy(
         (first[chosen] * sign).double().numpy(), matrix, len(remove), where[chosen].numpy(), size
     )

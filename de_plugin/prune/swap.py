@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from de_plugin.assess.problem import Problem
 from de_plugin.errors import ArgumentError
+from de_plugin.evolve import Halving, halve
 from de_plugin.prune.estimates import Swap, by_scores, gram, joint
-from de_plugin.types import Mask
+from de_plugin.types import Mask, Masks
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Swaps:
         gradient_samples: samples for per-sample gradients and Gram matrices.
         window: units of each side that the quadratic model sees.
         patience: end after so many rounds in a row without an accepted set.
+        halving: how the sets of a round are thinned out.
     """
 
     rounds: int = 10
@@ -36,6 +38,7 @@ class Swaps:
     gradient_samples: int = 1000
     window: int = 400
     patience: int = 3
+    halving: Halving = field(default_factory=Halving)
 
     def __post_init__(self) -> None:
         """Refuse settings that swap nothing by accident."""
@@ -96,14 +99,13 @@ def _round(
         row[found.remove] = False
         row[found.revive] = True
     index = problem.draw(rule.samples)
-    values = problem.assess(masks, index)
-    changes = values[1:] - values[0]
-    best = int(changes.argmin())
+    order = torch.randperm(len(index), generator=problem.generator(6, turn))
+    changes, best, base = _changes(problem, masks, index[order], rule)
     accepted = bool(changes[best] < 0)
     for source in sorted({p.source for p in proposals}):
         mine = [n for n, p in enumerate(proposals) if p.source == source]
         top = min(mine, key=lambda n: (float(changes[n]), n))
-        gain = max(0.0, -float(changes[top])) / max(float(values[0]), 1e-12)
+        gain = max(0.0, -float(changes[top])) / max(base, 1e-12)
         gains[source] = 0.7 * gains.get(source, 0.0) + 0.3 * gain
         if changes[top] < 0:
             sizes[source] = proposals[top].size
@@ -120,6 +122,28 @@ def _round(
     if accepted:
         problem.kept = masks[1 + best].clone()
     return accepted
+
+
+def _changes(
+    problem: Problem, masks: Masks, index: Tensor, rule: Swaps
+) -> tuple[Tensor, int, float]:
+    """Measure in stages what each set (row 1 on) changes against row 0, on the same samples.
+
+    Returns:
+        The change of each set on the most samples it has seen, the winner, and row 0's divergence.
+    """
+    changes = torch.full((len(masks) - 1,), float("inf"), dtype=torch.float64)
+    base = float("inf")
+
+    def measure(some: Tensor, part: Tensor) -> Tensor:
+        nonlocal base
+        values = problem.assess(torch.cat([masks[:1], masks[1 + some]]), part)
+        base = float(values[0])
+        changes[some] = values[1:] - values[0]
+        return changes[some]
+
+    _, best = halve(measure, len(changes), index, rule.halving)
+    return changes, best, base
 
 
 def _proposals(

@@ -126,7 +126,7 @@ def test_batches_that_do_not_stack_are_drawn_whole() -> None:
 
 
 def test_a_mapped_file_holds_the_same_as_memory() -> None:
-    spill = Spill(100)
+    spill = Spill(50)
     index = torch.tensor([11, 2, 5])
     one, other = pool(spill).take(index)[0], pool(Spill(1 << 20)).take(index)[0]
     assert spill._folder is not None

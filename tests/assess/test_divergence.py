@@ -74,12 +74,16 @@ def test_outputs_that_do_not_match_are_refused() -> None:
 MEASURES: list[Any] = [KL(), KL(temperature=2.0), JS(), MSE(), Cosine(), KL(dim=1)]
 
 
+def test_all_but_plain_callables_have_curvature() -> None:
+    assert all(isinstance(measure, Curved) for measure in MEASURES)
+    assert not isinstance(Custom(lambda a, b: 0), Curved)
+
+
 @pytest.mark.parametrize("measure", MEASURES)
 def test_squared_sampled_gradients_average_to_the_hessian(measure: Any) -> None:
     """Fisher = Hessian at the teacher (Martens, arXiv:1412.1193, sec. 9)."""
     torch.manual_seed(1)
     shape = (3, 4, 2) if measure in (KL(dim=1),) else (3, 4)
-    assert isinstance(measure, Curved)
     x = torch.randn(3, 2, dtype=torch.float64)
     weight = torch.randn(math.prod(shape[1:]), 2, dtype=torch.float64)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -18,7 +21,7 @@ from de_plugin.errors import ArgumentError, DEWarning
 def mlp(widths: list[int], bias: bool, seed: int) -> nn.Sequential:
     torch.manual_seed(seed)
     layers: list[nn.Module] = []
-    for a, b in zip(widths, widths[1:], strict=False):
+    for a, b in pairwise(widths):
         layers += [nn.Linear(a, b, bias=bias), nn.ReLU()]
     return nn.Sequential(*layers[:-1]).eval()
 
@@ -118,9 +121,6 @@ def test_models_that_cannot_be_stacked_fall_back_with_a_warning() -> None:
 
 
 def test_a_repair_is_in_force_for_every_candidate() -> None:
-    from collections.abc import Iterator
-    from contextlib import contextmanager
-
     model = mlp([3, 2], True, 0)
     problem = Problem(model, torch.randn(10, 3), divergence="mse")
     entered = []

@@ -50,13 +50,13 @@ def test_sample_gradients_are_a_loops(labels: bool, vmap: bool) -> None:
     chunks = list(sample_gradients(problem, problem.search, torch.Generator().manual_seed(5), labels=labels))
     found = [torch.cat(rows) for rows in zip(*chunks, strict=True)]
     generator = torch.Generator().manual_seed(5)
+    measure: Any = problem.divergence
     weights = [layer.parameter for layer in problem.units.layers]
     at = 0
     with problem.units.zeroed(problem.kept):
         for batch in problem.pool.take(problem.search):
             outputs = problem.model(batch.inputs)
-            drawn = None if labels else problem.divergence.draw(outputs.detach(), generator)[0]  # type: ignore[attr-defined]
-            targets = batch.labels if labels else drawn
+            targets = batch.labels if labels else measure.draw(outputs.detach(), generator)[0]
             for row in range(batch.size):
                 loss = F.cross_entropy(problem.model(batch.inputs[row : row + 1]), targets[row : row + 1])
                 for a, b in zip(found, torch.autograd.grad(loss, weights), strict=True):
@@ -66,7 +66,7 @@ def test_sample_gradients_are_a_loops(labels: bool, vmap: bool) -> None:
 
 
 def test_what_has_no_gradient_is_refused() -> None:
-    flat = problem_of(divergence=lambda a, b: float((a - b).abs().mean()))
+    flat = problem_of(divergence=lambda a, b: float((a - b).detach().abs().mean()))
     with pytest.raises(GradientError, match="no gradient"):
         mean_gradient(flat, flat.search)
     with pytest.raises(DataError, match="labels"):

@@ -146,7 +146,7 @@ def test_selection_keeps_to_the_pattern_and_to_protection() -> None:
 def test_gradients_are_offered_where_there_are_some() -> None:
     assert Problem(model(), X).has_gradient
     assert Problem(model(), X).has_curvature
-    flat = Problem(model(), X, divergence=lambda a, b: float((a - b).abs().mean()))
+    flat = Problem(model(), X, divergence=lambda a, b: float((a - b).detach().abs().mean()))
     assert not flat.has_gradient
     score = Score(lambda a, b: (a.argmax(1) == b.argmax(1)).float().mean(), against="teacher")
     assert not Problem(model(), X, divergence=score).has_gradient

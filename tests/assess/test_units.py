@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from de_plugin.assess.granularity import NM, Block, Granularity, Weight, granula
 from de_plugin.assess.units import ParameterUnits, Units
 from de_plugin.errors import ArgumentError, DEWarning, SelectionError
 
-MODULES = {
+MODULES: dict[str, Callable[[], nn.Module]] = {
     "linear": lambda: nn.Linear(8, 6),
     "conv1d": lambda: nn.Conv1d(8, 6, 3, groups=2),
     "conv2d": lambda: nn.Conv2d(8, 4, (3, 2)),
@@ -156,11 +157,13 @@ def test_layers_that_do_not_divide_stay_dense_with_a_warning() -> None:
 @pytest.mark.parametrize("error", [None, ValueError, KeyboardInterrupt])
 def test_zeroed_restores_bit_exactly(spec: str, error: type[BaseException] | None) -> None:
     model = network()
+    weight = model[2].weight
+    assert isinstance(weight, Tensor)
     with torch.no_grad():
-        raw = model[2].weight.view(torch.int32)
+        raw = weight.view(torch.int32)
         raw[0, 0] = 0x7FC0BEEF  # a NaN with a payload
-        model[2].weight[1, 0] = -0.0
-        model[2].weight[2, 0] = float("inf")
+        weight[1, 0] = -0.0
+        weight[2, 0] = float("inf")
     units = ParameterUnits(model, spec)
     before = {k: v.clone().view(torch.int32) for k, v in model.state_dict().items()}
     kept = torch.rand(units.count, generator=torch.Generator().manual_seed(0)) > 0.5

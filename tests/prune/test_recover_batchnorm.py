@@ -28,6 +28,7 @@ def network(affine: bool = True) -> nn.Sequential:
     )
     for module in model:
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and module.running_mean is not None:
+            assert module.running_var is not None
             module.running_mean.normal_()
             module.running_var.uniform_(0.5, 2)
             if module.affine:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -86,7 +88,7 @@ class Attention(nn.Module):
         return y
 
 
-MODELS = {
+MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "linear": (lambda: nn.Linear(8, 6), (8,)),
     "no bias": (lambda: nn.Linear(8, 6, bias=False), (8,)),
     "grouped conv": (lambda: nn.Conv2d(4, 6, 3, groups=2, padding=1), (4, 6, 6)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from typing import Any
 
@@ -32,7 +33,7 @@ def test_schedules_rise_to_the_target(
     found = Schedule(cycles, shape, start).fractions(target, min(now, target))
     assert len(found) == cycles
     assert found[-1] == target
-    assert all(a <= b + 1e-12 for a, b in zip(found, found[1:], strict=False))
+    assert all(a <= b + 1e-12 for a, b in itertools.pairwise(found))
     assert min(found) >= min(now, target) - 1e-12
     assert max(found) <= target + 1e-12
 

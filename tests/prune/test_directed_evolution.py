@@ -1,0 +1,212 @@
+"""Directed Evolution: never worse than its criteria, the same for a seed, for every kind of unit."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import de_plugin
+from de_plugin import DirectedEvolution, Problem, Score, Swaps
+from de_plugin.errors import ArgumentError
+from de_plugin.evolve import Halving
+
+QUICK = DirectedEvolution(
+    population=6,
+    generations=2,
+    samples=64,
+    halving=Halving(2),
+    swaps=Swaps(rounds=2, candidates=8, gradient_samples=32, window=40),
+)
+
+
+def linear() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 4)).eval()
+
+
+def convolutional() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(4, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    ).eval()
+
+
+def data(*shape: int) -> tuple[Tensor, Tensor]:
+    rng = torch.Generator().manual_seed(1)
+    return torch.randn(96, *shape, generator=rng), torch.randint(4, (96,), generator=rng)
+
+
+def accuracy(outputs: Tensor, labels: Tensor) -> Tensor:
+    return (outputs.argmax(-1) == labels).float().mean()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_it_is_never_worse_than_its_pure_criteria_on_held_back_data(seed: int) -> None:
+    asked = Problem(linear(), data(8), seed=seed)
+    eligible, count = asked.eligible, 90
+    kept = QUICK.evolve(asked, eligible, count, ~asked.protected)
+    assert int((~kept).sum()) == count
+    pure = torch.stack(
+        [
+            asked.select(de_plugin.criterion(n)(asked, eligible, count), eligible, count)
+            for n in ("magnitude", "activation")
+        ]
+    )
+    assert float(asked.gate(kept[None])[0]) <= float(asked.gate(pure).min()) + 1e-9
+    [gate] = [e for e in asked.events if e["kind"] == "gate"]
+    assert gate["divergence"][gate["chosen"]] == min(gate["divergence"].values())
+    assert set(gate["divergence"]) == {"swapped", "evolved", "magnitude", "activation", "fisher"}
+
+
+def test_it_beats_its_criteria_where_they_are_poor() -> None:
+    asked = Problem(linear(), data(8), holdout=0.3)
+    eligible, count = asked.eligible, 90
+    blind = DirectedEvolution(("random",), population=12, generations=4, samples=64)
+    kept = blind.evolve(asked, eligible, count, ~asked.protected)
+    scores = de_plugin.criterion("random")(asked, eligible, count)
+    start = asked.select(scores, eligible, count)
+    assert asked(kept) < 0.7 * asked(start)
+
+
+def test_generations_only_get_better() -> None:
+    asked = Problem(linear(), data(8), holdout=0)
+    patient = DirectedEvolution(population=6, generations=5, samples=96, swaps=Swaps(rounds=0))
+    patient.evolve(asked, asked.eligible, 90, ~asked.protected)
+    best = [e["best"] for e in asked.events if e["kind"] == "generation"]
+    assert len(best) == 5
+    assert best == sorted(best, reverse=True)
+
+
+@pytest.mark.parametrize("scope", ["global", "layer"])
+@pytest.mark.parametrize("granularity", ["weight", "2:4", "4x4", "kernel", "channel"])
+def test_every_granularity_and_scope(granularity: str, scope: Any) -> None:
+    report = de_plugin.prune(
+        convolutional(),
+        data(4, 6, 6),
+        0.4,
+        QUICK,
+        granularity=granularity,
+        scope=scope,
+        schedule=2,
+    )
+    units = sum(x.units for x in report.layers)
+    if scope == "global":
+        assert sum(x.zeroed for x in report.layers) == round(0.4 * units)
+    else:
+        assert [x.zeroed for x in report.layers] == [round(0.4 * x.units) for x in report.layers]
+    if granularity == "2:4":
+        for mask in report.masks.values():
+            groups = mask.movedim(1, -1).reshape(-1, 4)
+            assert int(groups.sum(-1).min()) >= 2
+
+
+def test_a_plain_accuracy_is_enough() -> None:
+    model = linear()
+    report = de_plugin.prune(model, data(8), 0.5, QUICK, divergence=Score(accuracy), schedule=2)
+    assert report.sparsity == 0.5
+    gates = [e for e in report.events if e["kind"] == "gate"]
+    assert gates
+    assert all("fisher" not in e["divergence"] for e in gates)
+
+
+def test_criteria_that_all_need_a_gradient_are_refused_without_one() -> None:
+    only = DirectedEvolution(("fisher",))
+    with pytest.raises(ArgumentError, match="criteria: all of them need a gradient"):
+        de_plugin.prune(linear(), data(8), 0.5, only, divergence=Score(accuracy))
+
+
+def masks(model: nn.Module, seed: int) -> dict[str, Tensor]:
+    return de_plugin.prune(model, data(8), 0.8, QUICK, schedule=3, seed=seed).masks
+
+
+def test_the_same_seed_gives_the_same_mask() -> None:
+    first, second, other = (masks(linear(), s) for s in (5, 5, 6))
+    assert all(torch.equal(first[n], second[n]) for n in first)
+    assert not all(torch.equal(first[n], other[n]) for n in first)
+
+
+SCRIPT = """
+import hashlib, torch, de_plugin
+from de_plugin import DirectedEvolution, Swaps
+torch.set_num_threads(1)
+torch.manual_seed(0)
+model = torch.nn.Sequential(torch.nn.Linear(8, 12), torch.nn.ReLU(), torch.nn.Linear(12, 4)).eval()
+quick = DirectedEvolution(population=6, generations=2, swaps=Swaps(rounds=2, gradient_samples=32))
+report = de_plugin.prune(model, torch.randn(64, 8), 0.8, quick, schedule=2)
+for name, mask in report.masks.items():
+    print(name, hashlib.sha256(mask.numpy().tobytes()).hexdigest())
+"""
+
+
+def test_the_same_seed_gives_the_same_mask_in_every_process() -> None:
+    found = []
+    for salt in ("1", "2"):
+        done = subprocess.run(
+            [sys.executable, "-c", SCRIPT],
+            env={**os.environ, "PYTHONHASHSEED": salt},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        found.append(done.stdout)
+    assert "0.weight" in found[0]
+    assert found[0] == found[1]
+
+
+def test_it_is_a_criterion_inside_others() -> None:
+    nested = de_plugin.nest(QUICK, "magnitude")
+    mixed = de_plugin.blend({QUICK: 1.0, "magnitude": 0.5})
+    deep = de_plugin.nest(de_plugin.blend({"random": 1, QUICK: 1}), de_plugin.nest("activation", "fisher"))
+    inside = DirectedEvolution((nested, "magnitude"), population=4, generations=1, swaps=Swaps(rounds=0))
+    for combined in (nested, mixed, deep, inside):
+        report = de_plugin.prune(linear(), data(8), 0.5, combined, schedule=2)
+        assert report.sparsity == 0.5
+    assert "de" in nested.name
+
+
+def test_its_ranking_begins_with_the_evolved_set() -> None:
+    asked, twin = (Problem(linear(), data(8)) for _ in range(2))
+    scores = QUICK(asked, asked.eligible, 60)
+    kept = QUICK.evolve(twin, twin.eligible, 60, twin.eligible)
+    assert torch.equal(asked.select(scores, asked.eligible, 60), kept)
+
+
+def test_protected_units_stay() -> None:
+    asked = Problem(linear(), data(8))
+    asked.protected[::3] = True
+    kept = QUICK.evolve(asked, asked.eligible, 60, ~asked.protected)
+    assert bool(kept[::3].all())
+
+
+def test_units_that_went_can_be_revived() -> None:
+    asked = Problem(linear(), data(8), holdout=0)
+    worst = -de_plugin.Magnitude()(asked, asked.eligible, 40)
+    asked.kept = asked.select(worst, asked.eligible, 40)
+    gone = ~asked.kept
+    kept = QUICK.evolve(asked, asked.eligible, 20, ~asked.protected)
+    assert int((~kept).sum()) == 60
+    assert bool((gone & kept).any())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"criteria": ()}, "criteria="),
+        ({"criteria": "magnitude"}, "criteria="),
+        ({"criteria": ("magnitud",)}, "magnitud"),
+        ({"population": 3}, "population=3"),
+        ({"generations": -1}, "generations=-1"),
+        ({"samples": 0}, "samples=0"),
+        ({"temperature": 0.0}, "temperature=0.0"),
+        ({"offset": float("nan")}, "offset=nan"),
+    ],
+)
+def test_settings_that_cannot_work(options: Any, message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        DirectedEvolution(**options)

@@ -1,7 +1,5 @@
 """`de-plugin` on the command line: prune a model, list the criteria."""
 
-from __future__ import annotations
-
 import importlib
 import json
 import sys

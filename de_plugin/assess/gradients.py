@@ -77,14 +77,15 @@ def sample_gradients(
     weights = sum(layer.parameter.numel() for layer in problem.units.layers)
     chunk = max(1, min(problem.pool.batch_size, _CHUNK_BYTES // (4 * weights)))
     call = _Call(problem).eval()
-    with problem.units.zeroed(problem.kept):
-        for batch in problem.pool.take(index, chunk):
+    for batch in problem.pool.take(index, chunk):
+        with problem.units.zeroed(problem.kept):
             with torch.no_grad():
                 outputs = problem.forward(problem.model, batch.inputs)
             if not leaves(outputs):
                 raise GradientError("model: no floating-point output to differentiate")
             targets = [batch.labels] if labels else curved.draw(outputs, generator)
-            yield _gradients(problem, call, curved, batch, targets, labels)
+            found = _gradients(problem, call, curved, batch, targets, labels)
+        yield found  # the weights are dense again while the caller works
 
 
 def _gradients(

@@ -164,7 +164,9 @@ def _cycles(
     total, quota = totals(problem, sparsity, scope)
     repairs, last = recovery(between), recovery(finish)
     _prepare(problem, repairs, last)
-    limit = budget or Budget()
+    limit = Budget() if budget is None else budget
+    if not isinstance(limit, Budget):
+        raise ArgumentError(f"budget={budget!r}: expected Budget(evaluations=..., seconds=...) or None")
     history: list[CycleReport] = []
     fractions = schedule.fractions(total / problem.units.count)
     cut_short = False
@@ -271,7 +273,7 @@ def _advice(layers: tuple[LayerReport, ...], spent: bool, divergence: float) -> 
             f"{', '.join(empty)}: nothing is left in these layers; lower the sparsity, or protect them "
             "with exclude= or a dict of targets"
         )
-    if not divergence < float("inf"):
+    if not divergence < torch.finfo(torch.float64).max:
         return "the result's outputs are not finite; lower the sparsity or add a recovery"
     if spent:
         return "the budget ended the search early; a larger one would find a better set"

@@ -66,7 +66,7 @@ class DirectedEvolution:
                 f"population={self.population}, generations={self.generations}, samples={self.samples}: "
                 "expected at least 4, 0 and 1"
             )
-        if not min(self.exponent, self.offset, self.temperature) > 0:
+        if not all(x > 0 for x in (self.exponent, self.offset, self.temperature)):
             raise ArgumentError(
                 f"exponent={self.exponent}, offset={self.offset}, temperature={self.temperature}: "
                 "expected deviations > 0"

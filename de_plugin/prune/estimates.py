@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from de_plugin.assess.capture import grams
+from de_plugin.assess.factors import Factors, linear_factors
 from de_plugin.assess.gradients import mean_gradient, sample_gradients
 from de_plugin.assess.granularity import NM, Weight
 from de_plugin.assess.problem import Problem
@@ -61,20 +63,8 @@ def joint(problem: Problem, free: Mask, size: int, *, samples: int, window: int,
     values = units.values()
     first = _signed(problem, mean_gradient(problem, problem.draw(4 * samples)), values)
     index = problem.draw(samples)
-    stored: list[list[Tensor]] = []
-    curvature = torch.zeros(units.count)
-    count = 0
-    for chunk in sample_gradients(problem, index, problem.generator(2, key)):
-        effects = []
-        for layer, g, v in zip(units.layers, chunk, values, strict=True):
-            effect = units.granularity.reduce(
-                layer.canonical(g.mul_(v) if g.is_contiguous() else g * v), layer.shape
-            ).cpu()
-            curvature[layer.start : layer.stop] += torch.einsum("nu,nu->u", effect, effect)
-            effects.append(effect)
-        count += len(effects[0])
-        stored.append(effects)
-    curvature /= count
+    effects = _effects(problem, index, problem.generator(2, key))
+    curvature = effects.curvature
     kept = problem.kept
     alone = torch.where(kept, -first, first) + 0.5 * curvature
     where = cells(problem)
@@ -86,7 +76,7 @@ def joint(problem: Problem, free: Mask, size: int, *, samples: int, window: int,
         return []
     chosen = torch.cat([remove, revive])
     sign = torch.cat([-torch.ones(len(remove)), torch.ones(len(revive))])
-    part = (torch.cat([_columns(problem, e, chosen) for e in stored]) * sign)
+    part = effects.columns(chosen) * sign
     matrix = (part.T @ part / len(part)).double().numpy()
     path, costs = _greedy(
         (first[chosen] * sign).double().numpy(), matrix, len(remove), where[chosen].numpy(), size
@@ -102,13 +92,77 @@ def joint(problem: Problem, free: Mask, size: int, *, samples: int, window: int,
     ]
 
 
-def _columns(problem: Problem, effects: list[Tensor], chosen: Tensor) -> Tensor:
-    """Pick the chosen units out of per-layer effects ``(samples, units of the layer)``."""
-    result = torch.empty(len(effects[0]), len(chosen))
-    for layer, effect in zip(problem.units.layers, effects, strict=True):
-        here = ((chosen >= layer.start) & (chosen < layer.stop)).nonzero()[:, 0]
-        result[:, here] = effect[:, chosen[here] - layer.start]
-    return result
+class _Effects(Protocol):
+    """What zeroing each unit changes in each sample's loss, to first order: gradient times weight."""
+
+    @property
+    def curvature(self) -> Tensor:
+        """Return the mean square over samples, ``(units,)``."""
+
+    def columns(self, chosen: Tensor) -> Tensor:
+        """Return the effects of some units, ``(samples, chosen)``."""
+
+
+class _Multiplied:
+    """Effects held a sample and unit: any model, any granularity."""
+
+    def __init__(self, problem: Problem, index: Tensor, generator: torch.Generator) -> None:
+        self._units = units = problem.units
+        self._stored: list[list[Tensor]] = []
+        self.curvature = torch.zeros(units.count)
+        count = 0
+        for chunk in sample_gradients(problem, index, generator):
+            effects = []
+            for layer, g, v in zip(units.layers, chunk, units.values(), strict=True):
+                product = g.mul_(v) if g.is_contiguous() else g * v
+                effect = units.granularity.reduce(layer.canonical(product), layer.shape).cpu()
+                self.curvature[layer.start : layer.stop] += torch.einsum("nu,nu->u", effect, effect)
+                effects.append(effect)
+            count += len(effects[0])
+            self._stored.append(effects)
+        self.curvature /= count
+
+    def columns(self, chosen: Tensor) -> Tensor:
+        """Return the effects of some units, ``(samples, chosen)``."""
+        parts = []
+        for effects in self._stored:
+            part = torch.empty(len(effects[0]), len(chosen))
+            for layer, effect in zip(self._units.layers, effects, strict=True):
+                here = ((chosen >= layer.start) & (chosen < layer.stop)).nonzero()[:, 0]
+                part[:, here] = effect[:, chosen[here] - layer.start].float()
+            parts.append(part)
+        return torch.cat(parts)
+
+
+class _Factored:
+    """Effects of single weights in linear layers, multiplied out for the chosen units alone."""
+
+    def __init__(self, problem: Problem, factors: Factors) -> None:
+        self._units = units = problem.units
+        self._factors = factors
+        squares = [
+            (d.square().T @ x.square()) * v.square() / len(x)
+            for (x, d), v in zip(factors, units.values(), strict=True)
+        ]
+        self.curvature = units.reduce(squares).cpu().float()
+
+    def columns(self, chosen: Tensor) -> Tensor:
+        """Return the effects of some units, ``(samples, chosen)``."""
+        result = torch.empty(len(self._factors[0][0]), len(chosen))
+        for layer, (x, d), v in zip(self._units.layers, self._factors, self._units.values(), strict=True):
+            here = ((chosen >= layer.start) & (chosen < layer.stop)).nonzero()[:, 0]
+            unit = (chosen[here] - layer.start).to(x.device)
+            row, column = unit // x.shape[1], unit % x.shape[1]
+            result[:, here] = (d[:, row] * x[:, column] * v[row, column]).float().cpu()
+        return result
+
+
+def _effects(problem: Problem, index: Tensor, generator: torch.Generator) -> _Effects:
+    if isinstance(problem.units.granularity, Weight | NM):
+        factors = linear_factors(problem, index, generator)
+        if factors is not None:
+            return _Factored(problem, factors)
+    return _Multiplied(problem, index, generator)
 
 
 def _signed(problem: Problem, gradient: list[Tensor], values: list[Tensor]) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -83,15 +84,16 @@ class Report:
         return sum(1 for e in self.events if e.get("kind") == "gate" and e["overruled"])
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything but the masks as plain data for JSON."""
+        """Return everything but the masks as plain data for JSON; None stands for infinite values."""
         plain = {k: v for k, v in self.__dict__.items() if k not in ("masks", "layers", "history")}
-        return {
+        result: dict[str, Any] = _plain({
             **plain,
             "events": list(self.events),
             "layers": [{**asdict(x), "sparsity": x.sparsity} for x in self.layers],
             "history": [asdict(x) for x in self.history],
             "overruled": self.overruled,
-        }
+        })
+        return result
 
     def __str__(self) -> str:
         """Return a table of the layers and a line of totals."""
@@ -105,3 +107,11 @@ class Report:
             f"{self.evaluations:,} evaluations in {self.seconds:.1f} s ({self.outcome})"
         )
         return "\n".join([*rows, total, *([self.advice] if self.advice else [])])
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(x) for key, x in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(x) for x in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -35,8 +35,8 @@ class Swaps:
     share: float = 0.02
     largest: int = 256
     samples: int = 2000
-    gradient_samples: int = 1000
-    window: int = 400
+    gradient_samples: int = 2000
+    window: int = 128
     patience: int = 3
     halving: Halving = field(default_factory=Halving)
 

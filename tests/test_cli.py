@@ -1,0 +1,134 @@
+"""The command line: what it prints, and how it says what is wrong."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+from typer.testing import CliRunner, Result
+
+import de_plugin
+from de_plugin import cli
+from de_plugin.errors import DEError
+
+SOURCE = """
+import torch
+
+def model():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.ReLU(), torch.nn.Linear(8, 4))
+
+def data():
+    return torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
+
+def number():
+    return 7
+"""
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    name = "de_cli_subject"
+    (tmp_path / f"{name}.py").write_text(SOURCE)
+    monkeypatch.chdir(tmp_path)
+    yield name
+    sys.modules.pop(name, None)
+
+
+def invoke(*arguments: str) -> Result:
+    result: Result = CliRunner().invoke(cli._build(), list(arguments))
+    return result
+
+
+def pruned(module: str, *more: str) -> Result:
+    return invoke(
+        "prune", "--model", f"{module}:model", "--data", f"{module}:data", "--criterion", "magnitude", *more
+    )
+
+
+def test_version() -> None:
+    result = invoke("--version")
+    assert result.exit_code == 0
+    assert result.stdout.strip() == de_plugin.__version__
+
+
+def test_criteria_as_json_and_as_a_table() -> None:
+    known = json.loads(invoke("criteria", "--json").stdout)
+    assert set(known) == set(de_plugin.names())
+    assert all(known.values())
+    assert "magnitude" in invoke("criteria").stdout
+
+
+def test_prune_prints_the_report_as_json(module: str) -> None:
+    result = pruned(module, "--sparsity", "0.75", "--json")
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert report["sparsity"] == 0.75
+    assert report["criterion"] == "magnitude"
+    assert [x["name"] for x in report["layers"]] == ["0.weight", "2.weight"]
+
+
+def test_prune_prints_a_table_and_writes_weights(module: str, tmp_path: Path) -> None:
+    target = tmp_path / "pruned.safetensors"
+    result = pruned(module, "--sparsity", "0.5", "--output", str(target))
+    assert result.exit_code == 0, result.output
+    assert "50.00% of units" in result.stdout
+    weights = load_file(target)
+    assert sum(int((weights[n] == 0).sum()) for n in ("0.weight", "2.weight")) == 40
+
+
+def test_prune_takes_every_option(module: str) -> None:
+    result = pruned(
+        module,
+        *("--granularity", "channel", "--scope", "layer", "--cycles", "2", "--recovery", "leastsquares"),
+        *("--samples", "30", "--evaluations", "1000", "--seconds", "100", "--seed", "3"),
+        *("--sparsity", "0.25", "--json"),
+    )
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert [x["zeroed"] for x in report["layers"]] == [2, 1]
+    assert len(report["history"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--model", "no_such_model"), "--model no_such_model: expected one of .*lenet5"),
+        (("--data", "no_such_data"), "--data no_such_data: expected one of .*mnist"),
+        (("--model", "no_such_module:model"), "--model no_such_module:model"),
+        (("--model", "de_cli_subject:missing"), "--model de_cli_subject:missing"),
+        (("--model", "de_cli_subject:number"), "returned int"),
+        (("--criterion", "magnitud"), "criterion='magnitud'"),
+        (("--sparsity", "95"), "sparsity=95"),
+        (("--granularity", "huge"), "granularity='huge'"),
+        (("--scope", "local"), "scope='local'"),
+        (("--recovery", "prayer"), "prayer"),
+    ],
+)
+def test_what_is_wrong_is_named(module: str, arguments: tuple[str, ...], message: str) -> None:
+    given: dict[str, Any] = {"--model": f"{module}:model", "--data": f"{module}:data"}
+    given["--criterion"] = "magnitude"
+    given.update(zip(arguments[::2], arguments[1::2], strict=True))
+    with pytest.raises(DEError, match=message):
+        CliRunner().invoke(
+            cli._build(), ["prune", *(x for pair in given.items() for x in pair)], catch_exceptions=False
+        )
+
+
+def test_an_error_is_one_line_and_exit_code_2() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "de_plugin", "prune", "--model", "no_such_model", "--data", "mnist"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("error: --model no_such_model")
+    assert done.stdout == ""

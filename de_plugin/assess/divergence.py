@@ -184,12 +184,12 @@ class Cosine:
 
     def __call__(self, student: PyTree, teacher: PyTree, labels: Any = None) -> Tensor:
         """Return the mean over samples and positions."""
-        return _mean(
-            [
-                (1 - F.cosine_similarity(ours, theirs, self.dim)).mean()
-                for ours, theirs in _pairs(student, teacher)
-            ]
-        )
+        parts = []
+        for ours, theirs in _pairs(student, teacher):
+            both_zero = (ours == 0).all(self.dim) & (theirs == 0).all(self.dim)
+            away = 1 - F.cosine_similarity(ours, theirs, self.dim)
+            parts.append(away.masked_fill(both_zero, 0).mean())
+        return _mean(parts)
 
     def draw(self, outputs: PyTree, generator: torch.Generator) -> list[Tensor]:
         """Draw normal directions across the output, scaled by its length."""

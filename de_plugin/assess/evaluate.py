@@ -45,6 +45,20 @@ class Serial:
         return values
 
 
+def places(model: nn.Module, parameter: nn.Parameter) -> list[str]:
+    """Return a name for each module that holds `parameter`, one a module.
+
+    `functional_call` restores a module that occurs under two names to what it swapped in, so that
+    every place must be named once, and without `tie_weights`.
+    """
+    return [
+        f"{prefix}.{own}" if prefix else own
+        for prefix, module in model.named_modules()
+        for own, value in module._parameters.items()
+        if value is parameter
+    ]
+
+
 class _Call(nn.Module):
     """Lets `functional_call` go through the user's forward."""
 
@@ -83,13 +97,17 @@ class Stacked:
         divergence = self.problem.divergence
         live = self.problem.units.parameters()
         named = self.problem.units.masks(masks.to(self.problem.device))
-        stacked = {f"model.{name}": live[name].detach() * mask for name, mask in named.items()}
+        stacked = {}
+        for name, mask in named.items():
+            value = live[name].detach() * mask
+            for place in places(self.problem.model, live[name]):
+                stacked[f"model.{place}"] = value
         total = torch.zeros(len(masks), dtype=torch.float64)
         count = 0
         for batch in batches:
 
             def one(weights: dict[str, Tensor], batch: Any = batch) -> Tensor:
-                outputs = functional_call(self._call, weights, (batch.inputs,), tie_weights=True)
+                outputs = functional_call(self._call, weights, (batch.inputs,), tie_weights=False)
                 return divergence(outputs, batch.teacher, batch.labels)
 
             total += vmap(one)(stacked).double().cpu() * batch.size

@@ -1,4 +1,4 @@
-"""Per-sample gradients of linear layers as two factors: outputs' gradient times inputs, never multiplied out."""
+"""Per-sample gradients of linear layers as two factors, never multiplied out."""
 
 from __future__ import annotations
 

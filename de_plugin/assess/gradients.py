@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map
 
 from de_plugin.assess.batches import Batch
 from de_plugin.assess.divergence import MSE, Curved, leaves
-from de_plugin.assess.evaluate import _Call
+from de_plugin.assess.evaluate import _Call, places
 from de_plugin.errors import GradientError
 
 if TYPE_CHECKING:
@@ -77,15 +77,14 @@ def sample_gradients(
     weights = sum(layer.parameter.numel() for layer in problem.units.layers)
     chunk = max(1, min(problem.pool.batch_size, _CHUNK_BYTES // (4 * weights)))
     call = _Call(problem).eval()
-    for batch in problem.pool.take(index, chunk):
-        with problem.units.zeroed(problem.kept):
+    with problem.units.zeroed(problem.kept):
+        for batch in problem.pool.take(index, chunk):
             with torch.no_grad():
                 outputs = problem.forward(problem.model, batch.inputs)
             if not leaves(outputs):
                 raise GradientError("model: no floating-point output to differentiate")
             targets = [batch.labels] if labels else curved.draw(outputs, generator)
-            found = _gradients(problem, call, curved, batch, targets, labels)
-        yield found  # the weights are dense again while the caller works
+            yield _gradients(problem, call, curved, batch, targets, labels)
 
 
 def _gradients(
@@ -94,9 +93,15 @@ def _gradients(
     names = [f"model.{layer.name}" for layer in problem.units.layers]
     live = {name: layer.parameter.detach() for name, layer in zip(names, problem.units.layers, strict=True)}
 
+    held = {
+        name: [f"model.{p}" for p in places(problem.model, layer.parameter)]
+        for name, layer in zip(names, problem.units.layers, strict=True)
+    }
+
     def loss(weights: dict[str, Tensor], inputs: object, target: list[Tensor]) -> Tensor:
         one = tree_map(lambda x: x[None] if isinstance(x, Tensor) else x, inputs)
-        outputs = functional_call(call, weights, (one,), tie_weights=True)
+        spread = {place: weights[name] for name, at in held.items() for place in at}
+        outputs = functional_call(call, spread, (one,), tie_weights=False)
         aim = [t[None] for t in target]
         if labels:
             return F.cross_entropy(leaves(outputs)[0], aim[0])

@@ -181,7 +181,7 @@ class Problem:
         self.evaluations += len(masks)
         self.sample_evaluations += len(masks) * len(index)
         values = self._evaluator(masks.to(self.device), index, repair and self.repair is not None)
-        return torch.nan_to_num(values.double(), nan=float("inf"), neginf=float("inf"))
+        return torch.nan_to_num(values.double(), nan=float("inf"), posinf=float("inf"), neginf=float("inf"))
 
     def gate(self, masks: Masks) -> Values:
         """Return the divergence of each candidate on the data held back from the search."""

@@ -124,13 +124,13 @@ class DirectedEvolution:
         names: list[str],
     ) -> tuple[Mask, Tensor]:
         features = torch.stack([_standard(s, eligible) for s in raw])
-        turn = int(problem.remember((self, "turn"), int)) + 1
-        problem.store((self, "turn"), turn)
-        search = problem.remember((self, "search"), lambda: None)
+        turn = int(problem.remember((id(self), "turn"), int)) + 1
+        problem.store((id(self), "turn"), turn)
+        search = problem.remember((id(self), "search"), lambda: None)
         first = problem.assess(pure, problem.draw(self.samples))
         if search is None:
             search = self._new_search(problem, int(first.argmin()), len(raw))
-            problem.store((self, "search"), search)
+            problem.store((id(self), "search"), search)
         else:
             search.restart(search.centre, problem.seed + turn)
         elite, ranking = pure[int(first.argmin())], features[int(first.argmin())]

@@ -86,13 +86,15 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the masks as plain data for JSON; None stands for infinite values."""
         plain = {k: v for k, v in self.__dict__.items() if k not in ("masks", "layers", "history")}
-        result: dict[str, Any] = _plain({
-            **plain,
-            "events": list(self.events),
-            "layers": [{**asdict(x), "sparsity": x.sparsity} for x in self.layers],
-            "history": [asdict(x) for x in self.history],
-            "overruled": self.overruled,
-        })
+        result: dict[str, Any] = _plain(
+            {
+                **plain,
+                "events": list(self.events),
+                "layers": [{**asdict(x), "sparsity": x.sparsity} for x in self.layers],
+                "history": [asdict(x) for x in self.history],
+                "overruled": self.overruled,
+            }
+        )
         return result
 
     def __str__(self) -> str:

@@ -124,9 +124,7 @@ def _round(
     return accepted
 
 
-def _changes(
-    problem: Problem, masks: Masks, index: Tensor, rule: Swaps
-) -> tuple[Tensor, int, float]:
+def _changes(problem: Problem, masks: Masks, index: Tensor, rule: Swaps) -> tuple[Tensor, int, float]:
     """Measure in stages what each set (row 1 on) changes against row 0, on the same samples.
 
     Returns:
@@ -139,7 +137,7 @@ def _changes(
         nonlocal base
         values = problem.assess(torch.cat([masks[:1], masks[1 + some]]), part)
         base = float(values[0])
-        changes[some] = values[1:] - values[0]
+        changes[some] = torch.nan_to_num(values[1:] - values[0], nan=float("inf"), posinf=float("inf"))
         return changes[some]
 
     _, best = halve(measure, len(changes), index, rule.halving)

@@ -75,7 +75,7 @@ def prepared(problem: Problem, recovery_: Recovery, make: Callable[[], T]) -> T:
     def late() -> T:
         if not bool(problem.kept.all()):
             raise ArgumentError(
-                f"recover={recovery_.name!r}: {int((~problem.kept).sum())} unit(s) are "
+                f"recovery={recovery_.name!r}: {int((~problem.kept).sum())} unit(s) are "
                 "zeroed and the teacher was not measured; call recovery.prepare(problem) before anything "
                 "changes"
             )
@@ -119,7 +119,7 @@ def recovery(spec: str | Recovery | Iterable[str | Recovery] | None) -> Recovery
         names = _named()
         if spec not in names:
             raise ArgumentError(
-                f"recover={spec!r}: expected one of {', '.join(names)}, an object like "
+                f"recovery={spec!r}: expected one of {', '.join(names)}, an object like "
                 "Distillation(steps=100), or a list of these"
             )
         return names[spec]()
@@ -132,6 +132,6 @@ def _parts(spec: Any) -> Iterable[Any]:
     if isinstance(spec, list | tuple):
         return spec
     raise ArgumentError(
-        f"recover={spec!r}: expected one of {', '.join(_named())}, an object with prepare, "
+        f"recovery={spec!r}: expected one of {', '.join(_named())}, an object with prepare, "
         "__call__ and in_assessment, or a list of these"
     )

@@ -87,7 +87,7 @@ class Distillation:
         if not problem.has_gradient:
             raise GradientError(
                 f"divergence={problem.divergence.name!r}: no gradient reaches the weights, so "
-                "nothing can be distilled; use a differentiable divergence or recover='batchnorm'"
+                "nothing can be distilled; use a differentiable divergence or recovery='batchnorm'"
             )
 
     def in_assessment(self) -> None:

@@ -1,7 +1,7 @@
 """Masks on MLPNet/MNIST: Directed Evolution and the built-in criteria at the sparsities of the field's table.
 
 Calibration is the 60,000 training images; the test images are looked at once a row, at its end. All
-methods run 10 geometric cycles. Rows at one sparsity do not depend on those at another.
+methods run 10 geometric cycles from 0.8 of the target up. Rows do not depend on each other.
 """
 
 from __future__ import annotations
@@ -38,12 +38,11 @@ class Method:
 
 def methods() -> list[Method]:
     """Return the methods that are compared."""
-    search = DirectedEvolution(
-        generations=3, swaps=Swaps(rounds=40, candidates=20, samples=3000, window=600, patience=6)
-    )
-    brief = replace(search, swaps=replace(search.swaps, rounds=6, patience=2))
-    between, last = Distillation(steps=100), Distillation(steps=4000, lr=2e-3)
-    taught = 0.7
+    search = DirectedEvolution(generations=3, swaps=Swaps(rounds=40, samples=3000, patience=5))
+    brief = DirectedEvolution(generations=2, swaps=Swaps(rounds=4, patience=2))
+    between = Distillation(steps=200)
+    last = Distillation(steps=5000, lr=2e-3, batch_size=512, validate_every=250)
+    taught = 0.8
     return [
         Method("magnitude", "magnitude"),
         Method("wanda", "wanda"),
@@ -55,7 +54,7 @@ def methods() -> list[Method]:
         Method(
             "de+recovery+labels",
             brief,
-            replace(between, labels=taught),
+            replace(between, labels=taught, lr=2e-3),
             replace(last, labels=taught),
             labels=True,
         ),
@@ -90,7 +89,7 @@ def main() -> None:
                     (data.train_inputs, data.train_labels),
                     sparsity,
                     method.criterion,
-                    schedule=Schedule(10),
+                    schedule=Schedule(10, start=0.8 * sparsity),
                     recovery=method.recovery,
                     finish=method.finish,
                     seed=seed,

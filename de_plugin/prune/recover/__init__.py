@@ -5,6 +5,7 @@ from de_plugin.prune.recover.batchnorm import BatchNormMatching
 from de_plugin.prune.recover.bias import BiasCorrection
 from de_plugin.prune.recover.distill import Distillation
 from de_plugin.prune.recover.leastsquares import LeastSquares
+from de_plugin.prune.recover.obs import SurgeonUpdate
 
 __all__ = [
     "BatchNormMatching",
@@ -13,5 +14,6 @@ __all__ = [
     "LeastSquares",
     "Recovery",
     "Sequence",
+    "SurgeonUpdate",
     "recovery",
 ]

@@ -90,9 +90,11 @@ def _named() -> dict[str, Callable[[], Recovery]]:
     from de_plugin.prune.recover.bias import BiasCorrection
     from de_plugin.prune.recover.distill import Distillation
     from de_plugin.prune.recover.leastsquares import LeastSquares
+    from de_plugin.prune.recover.obs import SurgeonUpdate
 
     return {
         "none": Sequence,
+        "obs": SurgeonUpdate,
         "batchnorm": BatchNormMatching,
         "bias": BiasCorrection,
         "leastsquares": LeastSquares,
@@ -104,7 +106,7 @@ def recovery(spec: str | Recovery | Iterable[str | Recovery] | None) -> Recovery
     """Return the recovery that a specification stands for.
 
     Args:
-        spec: None or "none", "batchnorm", "bias", "leastsquares", "distill", an object that
+        spec: None or "none", "obs", "batchnorm", "bias", "leastsquares", "distill", an object that
             implements `Recovery`, or a list of these, applied in order.
 
     Raises:

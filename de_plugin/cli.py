@@ -171,7 +171,7 @@ def _build() -> Any:
         if output is not None:
             from safetensors.torch import save_file
 
-            save_file({k: v.contiguous() for k, v in network.state_dict().items()}, output)
+            save_file({k: v.detach().clone().contiguous() for k, v in network.state_dict().items()}, output)
             result["output"] = str(output)
         if as_json:
             typer.echo(json.dumps(result, default=float))

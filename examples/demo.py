@@ -21,9 +21,9 @@ CRITERIA = ("random", "magnitude", "activation", "taylor", "fisher", "obs")
 def main() -> None:
     """Print the table and save the sparsest network."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="lenet300", help="mlpnet or lenet300")
+    parser.add_argument("--model", default="mlpnet", help="a network of the zoo")
     parser.add_argument("--sparsity", type=float, nargs="+", default=[0.90, 0.95, 0.98])
-    parser.add_argument("--evaluations", type=int, default=800, help="budget of every method")
+    parser.add_argument("--evaluations", type=int, default=3000, help="budget of every method")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("demo-pruned.safetensors"))
     options = parser.parse_args()
@@ -60,7 +60,10 @@ def main() -> None:
                 f"{time.monotonic() - started:.1f}",
             )
             if name == "de" and sparsity == max(options.sparsity):
-                save_file({k: v.contiguous() for k, v in model.state_dict().items()}, options.output)
+                save_file(
+                    {k: v.detach().clone().contiguous() for k, v in model.state_dict().items()},
+                    options.output,
+                )
         table.add_section()
     console.print(table)
     console.print(

@@ -206,9 +206,14 @@ class Pool:
             self.count = sum(sizes)
             self._batches = []
             spec = tree_flatten(trees[0])[1]
-            columns = zip(*(tree_flatten(t)[0] for t in trees), strict=True)
+            columns = list(zip(*(tree_flatten(t)[0] for t in trees), strict=True))
+            own = len(tree_flatten(trees[0][:2])[0])
             self.stacked = tree_unflatten(
-                [c[0] if c[0] is None or len(c) == 1 else spill.cat(list(c)) for c in columns], spec
+                [
+                    c[0] if c[0] is None or len(c) == 1 else torch.cat(c) if n < own else spill.cat(list(c))
+                    for n, c in enumerate(columns)
+                ],
+                spec,
             )
         self.samples = sum(sizes)
 
@@ -239,6 +244,7 @@ class Spill:
     def __init__(self, memory: int) -> None:
         self.left = memory
         self._folder: Path | None = None
+        self._counted: set[int] = set()  # addresses of what takes room in memory
 
     def _empty(self, shape: torch.Size, like: Tensor) -> Tensor:
         needed = like.element_size() * shape.numel()
@@ -257,13 +263,14 @@ class Spill:
         needed = tensor.numel() * tensor.element_size()
         if needed <= self.left or tensor.device.type != "cpu" or tensor.numel() == 0:
             self.left -= needed
+            self._counted.add(tensor.data_ptr())
             return tensor
         return self._empty(tensor.shape, tensor).copy_(tensor)
 
     def cat(self, parts: list[Tensor]) -> Tensor:
         """Concatenate along the first dimension and take the parts' room back."""
         shape = torch.Size((sum(p.shape[0] for p in parts), *parts[0].shape[1:]))
-        self.left += sum(p.numel() * p.element_size() for p in parts)
+        self.left += sum(p.numel() * p.element_size() for p in parts if p.data_ptr() in self._counted)
         out = self._empty(shape, parts[0])
         at = 0
         for part in parts:

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from de_plugin.assess.batches import Batch
-from de_plugin.assess.units import Layer
+from de_plugin.assess.units import EMBEDDING, Layer
 
 if TYPE_CHECKING:
     from de_plugin.assess.problem import Problem
@@ -58,7 +58,7 @@ class Call:
             The design matrices in canonical order of columns, or None for an embedding, whose design is
             one-hot.
         """
-        if self.kind == "embedding":
+        if self.kind == "embedding" or (self.kind == "linear" and isinstance(layer.module, EMBEDDING)):
             return None
         if self.kind == "linear":
             flat = self.inputs.reshape(1, -1, self.inputs.shape[-1])

@@ -63,7 +63,12 @@ def _pairs(student: PyTree, teacher: PyTree) -> list[tuple[Tensor, Tensor]]:
         )
     if not ours:
         raise OutputError("outputs: the model returns no floating-point tensor; use forward=")
-    return list(zip(ours, theirs, strict=True))
+    return [(_wide(x), _wide(y)) for x, y in zip(ours, theirs, strict=True)]
+
+
+def _wide(x: Tensor) -> Tensor:
+    """Measure half-precision outputs in single precision."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def _mean(parts: list[Tensor]) -> Tensor:

@@ -147,7 +147,7 @@ class Problem:
 
     def _partition(self, holdout: float) -> tuple[Tensor, Tensor]:
         order = torch.randperm(self.pool.count, generator=torch.Generator().manual_seed(self.seed))
-        cut = round(holdout * self.pool.count)
+        cut = min(round(holdout * self.pool.count), self.pool.count - 1)
         if holdout > 0 and cut == 0:
             warnings.warn(
                 f"batches: {self.pool.count} sample(s) are too few to hold any back; the gate decides on "
@@ -183,9 +183,9 @@ class Problem:
         values = self._evaluator(masks.to(self.device), index, repair and self.repair is not None)
         return torch.nan_to_num(values.double(), nan=float("inf"), posinf=float("inf"), neginf=float("inf"))
 
-    def gate(self, masks: Masks) -> Values:
+    def gate(self, masks: Masks, *, repair: bool = True) -> Values:
         """Return the divergence of each candidate on the data held back from the search."""
-        return self.assess(masks, self.held_back)
+        return self.assess(masks, self.held_back, repair=repair)
 
     def measure(self, batches: list[Batch]) -> Tensor:
         """Return the divergence of the model as it stands, a 0-dim tensor, mean over samples."""

@@ -20,14 +20,14 @@ from de_plugin.types import Mask, Masks
 Pattern = str | type[nn.Module]
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_EMBEDDING = (nn.Embedding, nn.EmbeddingBag)
+EMBEDDING = (nn.Embedding, nn.EmbeddingBag)
 PRUNABLE: tuple[type[nn.Module], ...] = (
     nn.Linear,
     nn.Conv1d,
     nn.Conv2d,
     nn.Conv3d,
     *_TRANSPOSED,
-    *_EMBEDDING,
+    *EMBEDDING,
     nn.MultiheadAttention,
 )
 """Modules whose weights are pruned unless `include` says otherwise."""
@@ -74,7 +74,7 @@ class Layer:
         """Bring ``(..., *parameter.shape)`` to ``(..., out, in, *kernel)``."""
         lead = values.shape[: values.dim() - self.parameter.dim()]
         at = len(lead)
-        if isinstance(self.module, _EMBEDDING):
+        if isinstance(self.module, EMBEDDING):
             return values.transpose(at, at + 1)
         if isinstance(self.module, _TRANSPOSED):
             inputs, outputs, *kernel = self.parameter.shape
@@ -86,7 +86,7 @@ class Layer:
         """Bring ``(..., out, in, *kernel)`` back to ``(..., *parameter.shape)``."""
         lead = values.shape[: values.dim() - len(self.shape)]
         at = len(lead)
-        if isinstance(self.module, _EMBEDDING):
+        if isinstance(self.module, EMBEDDING):
             return values.transpose(at, at + 1)
         if isinstance(self.module, _TRANSPOSED):
             outputs, inputs, *kernel = self.shape
@@ -309,7 +309,7 @@ def _layer(
 ) -> Layer:
     groups = int(getattr(module, "groups", 1))
     shape = parameter.shape
-    if isinstance(module, _EMBEDDING):
+    if isinstance(module, EMBEDDING):
         shape = torch.Size((shape[1], shape[0]))
     elif isinstance(module, _TRANSPOSED):
         shape = torch.Size((shape[1] * groups, shape[0] // groups, *shape[2:]))

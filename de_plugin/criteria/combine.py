@@ -73,6 +73,7 @@ class Nest:
         for number, part in enumerate(steps):
             factor = self.widen ** ((len(self.inner) - number) / len(self.inner))
             wanted = [(at, goal, math.ceil(goal * factor - 1e-9)) for at, goal in goals]
+            room = _room(problem, seen[-1] & problem.kept.cpu())
             asked = min(room, sum(size for *_, size in wanted))
             orders.append(part(problem, seen[-1], asked).cpu())
             current = _narrowed(problem, orders[-1], current, wanted)

@@ -186,7 +186,7 @@ def _cycles(
             problem.kept = _choose(problem, rank, count)
         cut = float(problem.gate(problem.kept[None])[0])
         repairs(problem)
-        after = float(problem.gate(problem.kept[None])[0])
+        after = float(problem.gate(problem.kept[None], repair=False)[0])
         history.append(
             CycleReport(
                 number,
@@ -247,7 +247,7 @@ def _report(
         )
         for x in units.layers
     )
-    divergence = float(problem.gate(kept[None])[0])
+    divergence = float(problem.gate(kept[None], repair=False)[0])
     return Report(
         masks=masks,
         layers=layers,

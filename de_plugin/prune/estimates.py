@@ -217,6 +217,7 @@ def gram(problem: Problem, free: Mask, size: int, *, samples: int) -> list[Swap]
     for number, parts in grams(problem, problem.draw(samples), small).items():
         layer = problem.units.layers[number]
         dense = layer.canonical(layer.parameter.detach()).reshape(layer.shape[0], -1).cpu()
+        dense = dense.to(parts[0][1].dtype)
         shape = dense.shape
         span = slice(layer.start, layer.stop)
         kept = problem.kept[span].reshape(shape)

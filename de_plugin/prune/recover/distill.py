@@ -134,7 +134,7 @@ class Distillation:
                 loss = self._loss(problem, next(sources))
                 found = torch.autograd.grad(loss, parameters, allow_unused=True)
             for p, g, mask in zip(parameters, found, masks, strict=True):
-                p.grad = g if mask is None else torch.mul(g, mask, out=g)
+                p.grad = g if g is None or mask is None else g * mask
             optimizer.step()
             if (step + 1) % self.validate_every and step + 1 < self.steps:
                 continue

@@ -281,7 +281,7 @@ def _order(problem: Problem, batches: list[Batch]) -> list[int]:
     order: dict[int, None] = {}
 
     def visit(call: Call) -> None:
-        if call.kind != "embedding":
+        if call.design(problem.units.layers[call.layer], 1) is not None:
             order.setdefault(call.layer)
 
     observe(problem, batches, visit)

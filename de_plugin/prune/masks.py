@@ -44,9 +44,8 @@ def bake(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
         ArgumentError: a mask fits no parameter; nothing is changed then.
     """
     for module, own, mask in _checked(model, masks):
-        parameter = module._parameters[own]
-        assert parameter is not None
-        parameter.data.masked_fill_(~mask.to(parameter.device), 0)
+        value = module.get_parameter(own).data
+        value.masked_fill_(~mask.to(value.device), 0)
 
 
 def apply(model: nn.Module, masks: Mapping[str, Tensor]) -> None:

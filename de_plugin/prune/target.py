@@ -23,6 +23,8 @@ Scope = Literal["global", "layer"]
 class Budget:
     """What a search may cost; whatever runs out first ends it, with a whole result.
 
+    Asked between generations, rounds and cycles, so what is under way is finished first.
+
     Attributes:
         evaluations: candidate sets measured, > 0, or None.
         seconds: wall-clock time, > 0, or None. A bound in seconds gives up reproducibility.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -108,3 +110,21 @@ def test_an_unused_layer_survives_distillation() -> None:
         Unused().eval(), torch.randn(64, 8), 0.5, "random", recovery=Distillation(steps=5)
     )
     assert report.sparsity == 0.5
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"criterion": de_plugin.Fisher(labels=True)},
+        {"criterion": "magnitude", "recovery": Distillation(steps=3, labels=0.5)},
+    ],
+)
+def test_labels_of_sequences_and_labels_that_are_no_classes(options: dict[str, Any]) -> None:
+    data = torch.randn(32, 5, 8)
+    classes = torch.randint(0, 4, (32, 5))
+    report = de_plugin.prune(mlp(), (data, classes), 0.5, **options)
+    assert report.sparsity == 0.5
+    with pytest.raises(de_plugin.DEError, match=r"\[0, 4\)"):
+        de_plugin.prune(mlp(), (data, classes + 7), 0.5, **options)
+    with pytest.raises(de_plugin.DEError, match="labels"):
+        de_plugin.prune(mlp(), (data, classes[:, :3]), 0.5, **options)

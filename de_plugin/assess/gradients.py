@@ -6,13 +6,12 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call, grad, vmap
 from torch.utils._pytree import tree_map
 
 from de_plugin.assess.batches import Batch
-from de_plugin.assess.divergence import MSE, Curved, leaves
+from de_plugin.assess.divergence import MSE, Curved, check_labels, cross_entropy, leaves
 from de_plugin.assess.evaluate import _Call, places
 from de_plugin.errors import GradientError
 
@@ -83,6 +82,8 @@ def sample_gradients(
                 outputs = problem.forward(problem.model, batch.inputs)
             if not leaves(outputs):
                 raise GradientError("model: no floating-point output to differentiate")
+            if labels:
+                check_labels(outputs, batch.labels)
             targets = [batch.labels] if labels else curved.draw(outputs, generator)
             yield _gradients(problem, call, curved, batch, targets, labels)
 
@@ -104,7 +105,7 @@ def _gradients(
         outputs = functional_call(call, spread, (one,), tie_weights=False)
         aim = [t[None] for t in target]
         if labels:
-            return F.cross_entropy(leaves(outputs)[0], aim[0])
+            return cross_entropy(outputs, aim[0])
         return curved.sampled_loss(outputs, aim)
 
     if problem.pool.stacked is not None and problem.remember("vmap_gradients", lambda: True):
@@ -134,7 +135,7 @@ def _one_by_one(
                 outputs = problem.forward(problem.model, inputs if single else batch.inputs)
                 aim = [t[part] for t in targets]
                 value = (
-                    F.cross_entropy(leaves(outputs)[0], aim[0])
+                    cross_entropy(outputs, aim[0])
                     if labels
                     else curved.sampled_loss(outputs, aim) * (1 if single else batch.size**-0.5)
                 )

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from de_plugin.assess.batches import Batch
-from de_plugin.assess.divergence import leaves
+from de_plugin.assess.divergence import check_labels, cross_entropy
 from de_plugin.assess.guard import untouched_on_error
 from de_plugin.assess.problem import Problem
 from de_plugin.errors import ArgumentError, GradientError
@@ -175,7 +174,8 @@ class Distillation:
                 measured = problem.divergence(outputs, batch.teacher, batch.labels)
                 part = measured.to(problem.device) * (1 - self.labels)
             if self.labels > 0:
-                part = part + self.labels * F.cross_entropy(leaves(outputs)[0], batch.labels)
+                check_labels(outputs, batch.labels)
+                part = part + self.labels * cross_entropy(outputs, batch.labels)
             total = total + part * (batch.size / samples)
         return total
 

@@ -56,11 +56,11 @@ def apply(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
     Raises:
         ArgumentError: a mask fits no parameter; nothing is changed then.
     """
-    found = [(module._parameters[own], mask) for module, own, mask in _checked(model, masks)]
+    found = [(module.get_parameter(own), mask) for module, own, mask in _checked(model, masks)]
     for parameter, mask in found:
         places = [(m, n) for m in model.modules() for n, p in m._parameters.items() if p is parameter]
         for module, own in places:
-            torch_prune.custom_from_mask(module, own, mask.to(parameter.device))  # type: ignore[union-attr]
+            torch_prune.custom_from_mask(module, own, mask.to(parameter.device))
 
 
 def remove(model: nn.Module) -> None:

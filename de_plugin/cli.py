@@ -2,11 +2,12 @@
 
 import importlib
 import json
+import os
 import sys
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import torch
 from torch import nn
@@ -77,6 +78,19 @@ def load_model(spec: str, data: str, checkpoint: Path | None) -> nn.Module:
     )
 
 
+def check_writable(output: Path) -> None:
+    """Refuse an output path before the work begins, not after it.
+
+    Raises:
+        ArgumentError: its folder does not exist, or nothing can be written there.
+    """
+    folder = output.parent
+    if not folder.is_dir():
+        raise ArgumentError(f"--output {output}: there is no folder {folder}; create it first")
+    if output.is_dir() or not os.access(output if output.exists() else folder, os.W_OK):
+        raise ArgumentError(f"--output {output}: cannot be written; choose another file")
+
+
 def _zoo_of(zoos: list[ModuleType]) -> ModuleType:
     if not zoos:
         raise MissingDependencyError("no zoo is installed: pip install 'de_plugin[examples]'")
@@ -97,6 +111,7 @@ def _build() -> Any:
     import de_plugin
     from de_plugin.prune import Budget
     from de_plugin.prune import prune as run
+    from de_plugin.prune.target import Scope
 
     app = typer.Typer(
         no_args_is_help=True,
@@ -128,7 +143,18 @@ def _build() -> Any:
         granularity: Annotated[str, typer.Option(help="weight, 2:4, 4x4, kernel, channel.")] = "weight",
         scope: Annotated[str, typer.Option(help="global or layer.")] = "global",
         cycles: Annotated[int, typer.Option(help="Cycles up to the target; 0 = default.")] = 0,
-        recovery: Annotated[str, typer.Option(help="none, batchnorm, bias, leastsquares, distill.")] = "none",
+        recovery: Annotated[
+            list[str] | None,
+            typer.Option(help="After each cycle: obs, batchnorm, bias, leastsquares, distill; repeatable."),
+        ] = None,
+        finish: Annotated[list[str] | None, typer.Option(help="The same, once at the end.")] = None,
+        include: Annotated[
+            list[str] | None, typer.Option(help="Name patterns of weights to prune; repeatable.")
+        ] = None,
+        exclude: Annotated[
+            list[str] | None, typer.Option(help="Name patterns of weights to leave alone; repeatable.")
+        ] = None,
+        divergence: Annotated[str, typer.Option(help="kl, js, mse, cosine.")] = "kl",
         samples: Annotated[int, typer.Option(help="Calibration samples; 0 = all.")] = 0,
         evaluations: Annotated[int, typer.Option(help="Budget in evaluations; 0 = none.")] = 0,
         seconds: Annotated[float, typer.Option(help="Budget in seconds; 0 = none.")] = 0.0,
@@ -141,6 +167,8 @@ def _build() -> Any:
 
         Example: de-plugin prune --model lenet5 --data mnist --sparsity 0.95 --output pruned.safetensors
         """
+        if output is not None:
+            check_writable(output)
         network = load_model(model, data, checkpoint)
         calibration, test = load_data(data)
         budget = Budget(evaluations or None, seconds or None)
@@ -151,10 +179,14 @@ def _build() -> Any:
                 calibration,
                 sparsity,
                 criterion,
-                scope=scope,  # type: ignore[arg-type]
+                scope=cast(Scope, scope),
                 granularity=granularity,
                 schedule=cycles or None,
-                recovery=recovery,
+                recovery=recovery or None,
+                finish=finish or None,
+                include=include or (),
+                exclude=exclude or (),
+                divergence=divergence,
                 samples=samples or None,
                 budget=budget,
                 seed=seed,

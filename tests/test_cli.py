@@ -25,7 +25,7 @@ def model():
     return torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.ReLU(), torch.nn.Linear(8, 4))
 
 def data():
-    return torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
+    return torch.randn(400, 6, generator=torch.Generator().manual_seed(0))
 
 def number():
     return 7
@@ -94,6 +94,31 @@ def test_prune_takes_every_option(module: str) -> None:
     report = json.loads(result.stdout)
     assert [x["zeroed"] for x in report["layers"]] == [2, 1]
     assert len(report["history"]) == 2
+
+
+def test_patterns_choose_what_is_pruned(module: str) -> None:
+    chosen = json.loads(pruned(module, "--include", "0", "--include", "2", "--exclude", "2", "--json").stdout)
+    assert [x["name"] for x in chosen["layers"]] == ["0.weight"]
+
+
+def test_recoveries_follow_each_other_and_finish(module: str) -> None:
+    plain = json.loads(pruned(module, "--json", "--divergence", "mse").stdout)
+    both = ("--recovery", "bias", "--recovery", "leastsquares")
+    repaired = json.loads(pruned(module, *both, "--json", "--divergence", "mse").stdout)
+    assert repaired["divergence"] < plain["divergence"]
+    last = ("--recovery", "bias", "--finish", "distill")
+    finished = json.loads(pruned(module, *last, "--json", "--divergence", "mse").stdout)
+    assert finished["divergence"] < finished["history"][-1]["divergence"]
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_the_search(module: str, tmp_path: Path) -> None:
+    for output in (tmp_path / "missing" / "x.safetensors", tmp_path):
+        with pytest.raises(DEError, match=f"--output {output}"):
+            CliRunner().invoke(
+                cli._build(),
+                ["prune", "--model", "no_such_model", "--output", str(output)],
+                catch_exceptions=False,
+            )
 
 
 @pytest.mark.parametrize(

@@ -176,7 +176,7 @@ class Reviving:
 
 class Careless(Reviving):
     def __call__(self, problem: Problem) -> None:
-        problem.model[0].bias.data.add_(1)  # type: ignore[index]
+        problem.model.get_parameter("0.bias").data.add_(1)
         for _ in range(5):
             problem.measure(problem.pool.take(problem.search[:4]))
 

@@ -59,7 +59,7 @@ def places(model: nn.Module, parameter: nn.Parameter) -> list[str]:
     ]
 
 
-class _Call(nn.Module):
+class Call(nn.Module):
     """Lets `functional_call` go through the user's forward."""
 
     def __init__(self, problem: Problem) -> None:
@@ -68,6 +68,7 @@ class _Call(nn.Module):
         self._forward = problem.forward
 
     def forward(self, inputs: Any) -> Any:
+        """Call the user's forward on the model."""
         return self._forward(self.model, inputs)
 
 
@@ -81,7 +82,7 @@ class Stacked:
 
     def __init__(self, problem: Problem, chunk_bytes: int = 1 << 20) -> None:
         self.problem = problem
-        self._call = _Call(problem).eval()
+        self._call = Call(problem).eval()
         weights = sum(p.numel() * p.element_size() for p in problem.units.parameters().values())
         self.chunk = max(1, min(64, chunk_bytes // weights))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -12,8 +13,8 @@ from torch.utils._pytree import tree_map
 
 from de_plugin.assess.batches import Batch
 from de_plugin.assess.divergence import MSE, Curved, check_labels, cross_entropy, leaves
-from de_plugin.assess.evaluate import _Call, places
-from de_plugin.errors import GradientError
+from de_plugin.assess.evaluate import Call, places
+from de_plugin.errors import DEError, DEWarning, GradientError
 
 if TYPE_CHECKING:
     from de_plugin.assess.problem import Problem
@@ -75,7 +76,7 @@ def sample_gradients(
     curved = problem.divergence if isinstance(problem.divergence, Curved) else MSE()
     weights = sum(layer.parameter.numel() for layer in problem.units.layers)
     chunk = max(1, min(problem.pool.batch_size, _CHUNK_BYTES // (4 * weights)))
-    call = _Call(problem).eval()
+    call = Call(problem).eval()
     with problem.units.zeroed(problem.kept):
         for batch in problem.pool.take(index, chunk):
             with torch.no_grad():
@@ -89,7 +90,7 @@ def sample_gradients(
 
 
 def _gradients(
-    problem: Problem, call: _Call, curved: Curved, batch: Batch, targets: list[Tensor], labels: bool
+    problem: Problem, call: Call, curved: Curved, batch: Batch, targets: list[Tensor], labels: bool
 ) -> list[Tensor]:
     names = [f"model.{layer.name}" for layer in problem.units.layers]
     live = {name: layer.parameter.detach() for name, layer in zip(names, problem.units.layers, strict=True)}
@@ -112,8 +113,16 @@ def _gradients(
         try:
             found = vmap(grad(loss), in_dims=(None, 0, 0))(live, batch.inputs, targets)
             return [found[name].detach() for name in names]
-        except (RuntimeError, ValueError, NotImplementedError):
+        except DEError:
+            raise
+        except (RuntimeError, ValueError, NotImplementedError) as error:
             problem.store("vmap_gradients", False)
+            warnings.warn(
+                f"model: {type(problem.model).__name__} cannot be differentiated sample by sample at once "
+                f"({str(error).splitlines()[0]}); one sample after the other is slower",
+                DEWarning,
+                stacklevel=2,
+            )
     return _one_by_one(problem, curved, batch, targets, labels)
 
 

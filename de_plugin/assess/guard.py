@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from numbers import Integral
 
 import torch
 from torch import Tensor, nn
 
-from de_plugin.errors import ModeError
+from de_plugin.errors import ArgumentError, ModeError
 
 
 class Snapshot:
@@ -42,6 +43,35 @@ def untouched_on_error(model: nn.Module) -> Iterator[Snapshot]:
     except BaseException:
         snapshot.restore()
         raise
+
+
+def check_counts(**values: object) -> None:
+    """Refuse what is no positive whole number; the keywords name the arguments.
+
+    Raises:
+        ArgumentError: a value is not one.
+    """
+    for argument, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+            raise ArgumentError(f"{argument}={value!r}: expected a positive whole number")
+
+
+def require_gradients_possible(model: nn.Module) -> None:
+    """Refuse to work where torch has switched gradients off for good.
+
+    Raises:
+        ModeError: inference mode is on, or the weights were made in it.
+    """
+    if torch.is_inference_mode_enabled():
+        raise ModeError(
+            "model: torch.inference_mode() is on, and in it no gradient can be taken; leave that block, "
+            "or use torch.no_grad() there"
+        )
+    if any(p.is_inference() for p in model.parameters()):
+        raise ModeError(
+            "model: its weights were made inside torch.inference_mode() and cannot be changed; build or "
+            "load the model outside of it"
+        )
 
 
 def require_eval(model: nn.Module) -> None:

@@ -9,30 +9,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
-from de_plugin.assess.batches import Batch, Pool, Spill, read
-from de_plugin.assess.divergence import Curved, Custom, Divergence, divergence, leaves
+from de_plugin.assess.batches import Batch, Pool, Spill
+from de_plugin.assess.divergence import Curved, Custom, Divergence
+from de_plugin.assess.divergence import divergence as resolved
 from de_plugin.assess.evaluate import Evaluator, evaluator
 from de_plugin.assess.granularity import NM, Granularity
-from de_plugin.assess.guard import require_eval
+from de_plugin.assess.guard import check_counts, require_eval, require_gradients_possible
 from de_plugin.assess.select import lowest
+from de_plugin.assess.teacher import Forward, ask, check_zero, plain_forward
 from de_plugin.assess.units import ParameterUnits, Pattern
 from de_plugin.errors import ArgumentError, DataError, DEWarning, OutputError
-from de_plugin.types import Mask, Masks, PyTree, Scores, Values
+from de_plugin.types import Mask, Masks, Scores, Values
 
-Forward = Callable[[nn.Module, Any], Any]
 Repair = Callable[["Problem", list[Batch]], AbstractContextManager[None]]
 """A cheap correction of the zeroed student, undone on exit (batch-norm matching, say)."""
-
-
-def plain_forward(model: nn.Module, inputs: PyTree) -> PyTree:
-    """Call the model: a dict as keywords, a tuple or list as positions, anything else as it is."""
-    if isinstance(inputs, dict):
-        return model(**inputs)
-    if isinstance(inputs, tuple | list):
-        return model(*inputs)
-    return model(inputs)
 
 
 class Problem:
@@ -83,12 +74,14 @@ class Problem:
     ) -> None:
         if not 0 <= holdout < 1:
             raise ArgumentError(f"holdout={holdout}: expected a fraction in [0, 1)")
-        if batch_size < 1:
-            raise ArgumentError(f"batch_size={batch_size}: expected a positive number")
+        check_counts(
+            batch_size=batch_size, memory=memory, **({} if samples is None else {"samples": samples})
+        )
+        require_gradients_possible(model)
         require_eval(model)
         self.model = model
         self.forward: Forward = forward or plain_forward
-        self.divergence = _resolve(divergence)
+        self.divergence = resolved(divergence)
         self.units = ParameterUnits(model, granularity, include=include, exclude=exclude)
         self.device = self.units.device
         self.seed = seed
@@ -105,45 +98,18 @@ class Problem:
         """What criteria have to say for the report, in order."""
         self.evaluations = 0
         self.sample_evaluations = 0
+        self.state: dict[str, dict[str, Any]] = {}
+        """What searches have learnt so far, see `state_of`."""
+        self._owners: list[object] = []
         self._memory: dict[Any, Any] = {}
-        self._draws = 0
         spill = Spill(memory)
-        self.pool = Pool(self._ask_teacher(batches, samples, batch_size, memory, spill), batch_size, spill)
+        answered = ask(self.forward, model, batches, samples, batch_size, memory, spill, self.device)
+        self.pool = Pool(answered, batch_size, spill)
         self.search, self.held_back = self._partition(holdout)
         self._evaluator: Evaluator = evaluator(self, evaluate)
-        self._check_zero()
+        check_zero(self.divergence, self.pool.take(self.search[:1])[0])
 
     # -- set-up ----------------------------------------------------------------------------------
-
-    def _ask_teacher(
-        self, batches: Any, samples: int | None, batch_size: int, memory: int, spill: Spill
-    ) -> list[Batch]:
-        result = []
-        for inputs, labels, size in read(batches, samples=samples, memory=memory, device=self.device):
-            parts = []
-            for part in _chunks((inputs, labels), size, batch_size):
-                with torch.no_grad():
-                    outputs = self.forward(self.model, part[0])
-                self._check_outputs(outputs)
-                kept = tree_map(lambda x: spill.keep(x.detach()) if isinstance(x, Tensor) else x, outputs)
-                parts.append(Batch(part[0], part[1], kept, part[2]))
-            result.extend(parts)
-        return result
-
-    @staticmethod
-    def _check_outputs(outputs: PyTree) -> None:
-        tensors = leaves(outputs)
-        if not tensors:
-            raise OutputError(
-                f"model: its output is a {type(outputs).__name__} without floating-point tensors; "
-                "give forward=fn(model, inputs) that returns what is to be compared"
-            )
-        for x in tensors:
-            if not bool(torch.isfinite(x).all()):
-                raise OutputError(
-                    "model: the teacher's outputs hold NaN or infinite values; check the weights, the "
-                    "inputs' normalisation and the precision"
-                )
 
     def _partition(self, holdout: float) -> tuple[Tensor, Tensor]:
         order = torch.randperm(self.pool.count, generator=torch.Generator().manual_seed(self.seed))
@@ -157,15 +123,6 @@ class Problem:
             )
         search = order[cut:].sort().values
         return search, (order[:cut].sort().values if cut else search)
-
-    def _check_zero(self) -> None:
-        batch = self.pool.take(self.search[:1])[0]
-        value = float(self.divergence(batch.teacher, batch.teacher, batch.labels))
-        if not abs(value) <= 1e-4:
-            raise OutputError(
-                f"divergence={self.divergence.name!r}: the teacher's divergence from itself is {value}, "
-                "expected 0; where a larger value is better wrap the function: Score(fn, against='teacher')"
-            )
 
     # -- asking ----------------------------------------------------------------------------------
 
@@ -236,20 +193,34 @@ class Problem:
 
     def draw(self, count: int) -> Tensor:
         """Draw fresh search samples: `count` of them, or all when there are fewer."""
-        self._draws += 1
+        mine = self.state_of("problem")
+        mine["draws"] = mine.get("draws", 0) + 1
         if count >= len(self.search):
             return self.search
-        order = torch.randperm(len(self.search), generator=self.generator(1, self._draws))
+        order = torch.randperm(len(self.search), generator=self.generator(1, mine["draws"]))
         return self.search[order[:count]]
 
+    def state_of(self, owner: object) -> dict[str, Any]:
+        """Return the lasting state of a criterion or recovery, an empty dict the first time.
+
+        It holds plain data and tensors, and is all that a search may carry from one cycle to the next:
+        a checkpoint keeps it. Objects are told apart by the order in which they first ask, texts by name.
+        """
+        if isinstance(owner, str):
+            return self.state.setdefault(owner, {})
+        number = next((n for n, known in enumerate(self._owners) if known is owner), len(self._owners))
+        if number == len(self._owners):
+            self._owners.append(owner)
+        return self.state.setdefault(f"{type(owner).__name__} {number}", {})
+
     def remember(self, key: Any, default: Callable[[], Any]) -> Any:
-        """Return what a criterion has stored under `key`, made by `default` the first time."""
+        """Return what is cached under `key`, made by `default` the first time; for what can be made again."""
         if key not in self._memory:
             self._memory[key] = default()
         return self._memory[key]
 
     def store(self, key: Any, value: Any) -> None:
-        """Keep a criterion's state for its next call."""
+        """Replace what is cached under `key`."""
         self._memory[key] = value
 
     # -- gradients -------------------------------------------------------------------------------
@@ -284,21 +255,3 @@ class Problem:
                 f"{who}: needs labels and the batches have none; give batches of (inputs, labels) or "
                 "turn labels off"
             )
-
-
-def _resolve(spec: str | Divergence | Callable[[Any, Any], Any]) -> Divergence:
-    return divergence(spec)
-
-
-def _chunks(pair: tuple[PyTree, Any], size: int, batch_size: int) -> list[tuple[PyTree, Any, int]]:
-    """Cut ``(inputs, labels)`` along the samples where every tensor allows it."""
-    tensors: list[Tensor] = []
-    tree_map(lambda x: tensors.append(x) if isinstance(x, Tensor) else None, pair)
-    if size <= batch_size or any(x.dim() == 0 or x.shape[0] != size for x in tensors):
-        return [(*pair, size)]
-    result = []
-    for start in range(0, size, batch_size):
-        stop = min(size, start + batch_size)
-        inputs, labels = tree_map(lambda x, a=start, b=stop: x[a:b] if isinstance(x, Tensor) else x, pair)
-        result.append((inputs, labels, stop - start))
-    return result

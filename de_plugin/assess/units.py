@@ -7,32 +7,19 @@ import fnmatch
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from de_plugin.assess.granularity import NM, Channel, Granularity, granularity
+from de_plugin.assess.granularity import NM, Granularity, granularity
+from de_plugin.assess.layers import EMBEDDING, PRUNABLE, Layer, describe, is_masked, usable, weight_names
 from de_plugin.errors import ArgumentError, DEWarning, SelectionError
 from de_plugin.types import Mask, Masks
 
+__all__ = ["EMBEDDING", "PRUNABLE", "Layer", "ParameterUnits", "Pattern", "Units"]
+
 Pattern = str | type[nn.Module]
-
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-EMBEDDING = (nn.Embedding, nn.EmbeddingBag)
-PRUNABLE: tuple[type[nn.Module], ...] = (
-    nn.Linear,
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.Conv3d,
-    *_TRANSPOSED,
-    *EMBEDDING,
-    nn.MultiheadAttention,
-)
-"""Modules whose weights are pruned unless `include` says otherwise."""
-
-_ATTENTION_WEIGHTS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 
 
 @runtime_checkable
@@ -47,54 +34,6 @@ class Units(Protocol):
         """Zero every unit that is not kept; the values come back bit-exactly, also on an exception."""
 
 
-@dataclass(frozen=True)
-class Layer:
-    """One prunable weight tensor and its place in the vector of units."""
-
-    name: str
-    """Full name of the parameter, as in ``state_dict``."""
-    module: nn.Module
-    parameter: nn.Parameter
-    bias: nn.Parameter | None
-    bias_name: str | None
-    groups: int
-    shape: torch.Size
-    """Canonical: (out, in per group, *kernel)."""
-    start: int
-    stop: int
-    aliases: tuple[str, ...] = ()
-    """Other names under which the same tensor is known."""
-
-    @property
-    def count(self) -> int:
-        """Number of units."""
-        return self.stop - self.start
-
-    def canonical(self, values: Tensor) -> Tensor:
-        """Bring ``(..., *parameter.shape)`` to ``(..., out, in, *kernel)``."""
-        lead = values.shape[: values.dim() - self.parameter.dim()]
-        at = len(lead)
-        if isinstance(self.module, EMBEDDING):
-            return values.transpose(at, at + 1)
-        if isinstance(self.module, _TRANSPOSED):
-            inputs, outputs, *kernel = self.parameter.shape
-            grouped = values.reshape(*lead, self.groups, inputs // self.groups, outputs, *kernel)
-            return grouped.transpose(at + 1, at + 2).reshape(*lead, *self.shape)
-        return values
-
-    def native(self, values: Tensor) -> Tensor:
-        """Bring ``(..., out, in, *kernel)`` back to ``(..., *parameter.shape)``."""
-        lead = values.shape[: values.dim() - len(self.shape)]
-        at = len(lead)
-        if isinstance(self.module, EMBEDDING):
-            return values.transpose(at, at + 1)
-        if isinstance(self.module, _TRANSPOSED):
-            outputs, inputs, *kernel = self.shape
-            grouped = values.reshape(*lead, self.groups, outputs // self.groups, inputs, *kernel)
-            return grouped.transpose(at + 1, at + 2).reshape(*lead, *self.parameter.shape)
-        return values
-
-
 class ParameterUnits:
     """The units of a model's weights.
 
@@ -106,7 +45,8 @@ class ParameterUnits:
         exclude: as `include`; what matches is left alone.
 
     Raises:
-        SelectionError: a pattern matches nothing, or nothing is left to prune.
+        SelectionError: a pattern matches nothing, nothing is left to prune, or a weight that is selected
+            carries a mask of `torch.nn.utils.prune`.
     """
 
     def __init__(
@@ -143,25 +83,30 @@ class ParameterUnits:
         names: list[str] = []
         used: set[int] = set()
         refused: list[str] = []
+        masked: list[str] = []
         start = 0
         for prefix, module in self.model.named_modules(remove_duplicate=False):
-            for own in _weights(module):
-                parameter = module._parameters.get(own)
-                if parameter is None or not _usable(parameter):
+            for own in weight_names(module):
+                hidden = is_masked(module, own)
+                parameter = module._parameters.get(f"{own}_orig" if hidden else own)
+                if parameter is None or not usable(parameter):
                     continue
                 name = f"{prefix}.{own}" if prefix else own
                 names.append(name)
-                if id(parameter) in found:
+                if id(parameter) in found and not hidden:
                     known = found[id(parameter)]
                     if name != known.name:
-                        found[id(parameter)] = _with_alias(known, name)
+                        found[id(parameter)] = known.with_alias(name)
                     continue
                 hit = _matching(include, prefix, name, module)
                 out = _matching(exclude, prefix, name, module)
                 used.update(id(p) for p in (*hit, *out))
                 if (include and not hit) or out:
                     continue
-                layer = _layer(name, module, own, parameter, start, self.granularity)
+                if hidden:
+                    masked.append(prefix or type(module).__name__)
+                    continue
+                layer = describe(name, module, own, parameter, start, self.granularity)
                 if isinstance(self.granularity, NM) and not self.granularity.fits(layer.shape):
                     refused.append(f"{name} {tuple(parameter.shape)}")
                     continue
@@ -169,6 +114,12 @@ class ParameterUnits:
                 start = layer.stop
         self._check_patterns("include", include, used, names)
         self._check_patterns("exclude", exclude, used, names)
+        if masked:
+            raise SelectionError(
+                f"model {type(self.model).__name__}: torch.nn.utils.prune masks are attached to "
+                f"{', '.join(dict.fromkeys(masked))}, which hides these weights; make the masks permanent "
+                "first with de_plugin.remove(model), or exclude these modules"
+            )
         if refused:
             warnings.warn(
                 f"granularity={self.granularity.name!r}: the inputs of {', '.join(refused)} don't "
@@ -276,55 +227,9 @@ class ParameterUnits:
         parameter.data.masked_fill_(~kept, 0)
 
 
-def _weights(module: nn.Module) -> tuple[str, ...]:
-    if isinstance(module, nn.MultiheadAttention):
-        return _ATTENTION_WEIGHTS
-    return ("weight",) if isinstance(module, PRUNABLE) else ()
-
-
-def _usable(parameter: nn.Parameter) -> bool:
-    lazy = isinstance(parameter, nn.parameter.UninitializedParameter)
-    return not lazy and parameter.is_floating_point() and parameter.dim() > 1 and parameter.numel() > 0
-
-
 def _matching(patterns: Sequence[Pattern], prefix: str, name: str, module: nn.Module) -> list[Pattern]:
     return [p for p in patterns if (isinstance(module, p) if isinstance(p, type) else _glob(p, prefix, name))]
 
 
 def _glob(pattern: str, prefix: str, name: str) -> bool:
     return fnmatch.fnmatchcase(prefix, pattern) or fnmatch.fnmatchcase(name, pattern)
-
-
-def _with_alias(layer: Layer, name: str) -> Layer:
-    return Layer(**{**layer.__dict__, "aliases": (*layer.aliases, name)})
-
-
-def _layer(
-    name: str,
-    module: nn.Module,
-    own: str,
-    parameter: nn.Parameter,
-    start: int,
-    granularity_: Granularity,
-) -> Layer:
-    groups = int(getattr(module, "groups", 1))
-    shape = parameter.shape
-    if isinstance(module, EMBEDDING):
-        shape = torch.Size((shape[1], shape[0]))
-    elif isinstance(module, _TRANSPOSED):
-        shape = torch.Size((shape[1] * groups, shape[0] // groups, *shape[2:]))
-    bias_own = "in_proj_bias" if own == "in_proj_weight" else "bias"
-    bias = module._parameters.get(bias_own) if isinstance(granularity_, Channel) else None
-    if own in _ATTENTION_WEIGHTS[1:]:
-        bias = None
-    return Layer(
-        name=name,
-        module=module,
-        parameter=parameter,
-        bias=bias,
-        bias_name=None if bias is None else name[: -len(own)] + bias_own,
-        groups=groups,
-        shape=shape,
-        start=start,
-        stop=start + granularity_.count(shape),
-    )

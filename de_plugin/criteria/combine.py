@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -59,7 +60,8 @@ class Nest:
         """Return ranks, ``(units,)``: the last set first, then the rest of each wider one.
 
         A `count` beyond what is eligible means all of it. Where ``problem.quota`` is set it takes
-        the place of `count`, and every layer is widened by itself.
+        the place of `count`, and every layer is widened by itself; while a part ranks it holds the
+        wider totals that the part is to reach.
 
         Raises:
             TargetError: the quotas cannot be reached.
@@ -73,9 +75,10 @@ class Nest:
         for number, part in enumerate(steps):
             factor = self.widen ** ((len(self.inner) - number) / len(self.inner))
             wanted = [(at, goal, math.ceil(goal * factor - 1e-9)) for at, goal in goals]
-            room = _room(problem, seen[-1] & problem.kept.cpu())
-            asked = min(room, sum(size for *_, size in wanted))
-            orders.append(part(problem, seen[-1], asked).cpu())
+            free = seen[-1] & problem.kept.cpu()
+            asked = [min(size, _room(problem, free, at)) for at, _, size in wanted]
+            with _quota_for(problem, asked):
+                orders.append(part(problem, seen[-1], sum(asked)).cpu())
             current = _narrowed(problem, orders[-1], current, wanted)
             seen.append(current)
             if not bool(current.any()):
@@ -83,13 +86,13 @@ class Nest:
         return finish(problem, eligible, _ranks(seen, orders), self.name)
 
 
-def _room(problem: Problem, allowed: Mask) -> int:
-    """Return how many of the allowed units may go under the N:M limit."""
+def _room(problem: Problem, allowed: Mask, at: slice = slice(None)) -> int:
+    """Return how many of the allowed units at `at` may go under the N:M limit."""
     kind = problem.units.granularity
     if not isinstance(kind, NM):
-        return int(allowed.sum())
-    left = (kind.m - kind.n) - (~problem.kept.cpu()).reshape(-1, kind.m).sum(-1)
-    return int(torch.minimum(left.clamp_min(0), allowed.reshape(-1, kind.m).sum(-1)).sum())
+        return int(allowed[at].sum())
+    left = (kind.m - kind.n) - (~problem.kept[at].cpu()).reshape(-1, kind.m).sum(-1)
+    return int(torch.minimum(left.clamp_min(0), allowed[at].reshape(-1, kind.m).sum(-1)).sum())
 
 
 def _goals(problem: Problem, allowed: Mask, count: int) -> list[tuple[slice, int]]:
@@ -101,6 +104,19 @@ def _goals(problem: Problem, allowed: Mask, count: int) -> list[tuple[slice, int
         at = slice(layer.start, layer.stop)
         goals.append((at, max(0, int(quota) - int((~problem.kept[at]).sum()))))
     return goals
+
+
+@contextmanager
+def _quota_for(problem: Problem, asked: list[int]) -> Iterator[None]:
+    """Let ``problem.quota``, where it is set, zero `asked` more units of each layer in the block."""
+    quota = problem.quota
+    if quota is not None:
+        gone = [int((~problem.kept[layer.start : layer.stop]).sum()) for layer in problem.units.layers]
+        problem.quota = quota.new_tensor([a + b for a, b in zip(gone, asked, strict=True)])
+    try:
+        yield
+    finally:
+        problem.quota = quota
 
 
 def _narrowed(problem: Problem, scores: Tensor, current: Mask, wanted: list[tuple[slice, int, int]]) -> Mask:

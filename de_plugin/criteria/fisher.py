@@ -10,14 +10,8 @@ from torch import Tensor
 from de_plugin.assess.gradients import sample_gradients
 from de_plugin.assess.problem import Problem
 from de_plugin.criteria.base import register
-from de_plugin.criteria.scoring import (
-    finish,
-    noise,
-    positive,
-    require_gradient,
-    weights,
-    widened,
-)
+from de_plugin.criteria.gradient import GradientCriterion
+from de_plugin.criteria.scoring import finish, weights, widened
 from de_plugin.types import Mask, Scores
 
 _KEY = 2
@@ -52,7 +46,7 @@ def diagonal(
 
 @register("fisher")
 @dataclass(frozen=True)
-class Fisher:
+class Fisher(GradientCriterion):
     """Half the summed Fisher x w²: the second-order cost of zeroing (OBD, LeCun et al. 1990).
 
     Args:
@@ -66,19 +60,10 @@ class Fisher:
     samples: int = 2000
     labels: bool = False
 
-    def __post_init__(self) -> None:
-        """Refuse sample counts that are not positive."""
-        positive("Fisher", samples=self.samples)
-
     @property
     def name(self) -> str:
         """Return "fisher"."""
         return "fisher"
-
-    @property
-    def needs_gradient(self) -> bool:
-        """Return True."""
-        return True
 
     def __call__(self, problem: Problem, eligible: Mask, count: int) -> Scores:
         """Return ``½ sum F w²`` a unit, ``(units,)``.
@@ -87,7 +72,6 @@ class Fisher:
             GradientError: the divergence has no gradient.
             DataError: labels are asked for and there are none.
         """
-        require_gradient(problem, self.name)
-        information = diagonal(problem, problem.draw(self.samples), noise(problem, _KEY), self.labels)
+        information = diagonal(problem, *self._drawn(problem, _KEY), self.labels)
         costs = [0.5 * f * w.square() for f, w in zip(information, weights(problem), strict=True)]
         return finish(problem, eligible, problem.units.reduce(costs), self.name)

@@ -13,15 +13,8 @@ from de_plugin.assess.gradients import sample_gradients
 from de_plugin.assess.problem import Problem
 from de_plugin.assess.units import Layer
 from de_plugin.criteria.base import register
-from de_plugin.criteria.scoring import (
-    finish,
-    live,
-    noise,
-    positive,
-    require_gradient,
-    weights,
-    widened,
-)
+from de_plugin.criteria.gradient import GradientCriterion
+from de_plugin.criteria.scoring import finish, live, positive, weights, widened
 from de_plugin.errors import ArgumentError
 from de_plugin.types import Mask, Scores
 
@@ -33,7 +26,7 @@ _SMALLEST_DAMPING = 1e-30
 
 @register("obs")
 @dataclass(frozen=True)
-class OBS:
+class OBS(GradientCriterion):
     """w² / (2 [H⁻¹]ᵢᵢ) with a blocked Fisher H (OBS, Hassibi & Stork 1992; arXiv:2203.07259).
 
     H is the mean outer product of per-sample gradients within runs of `block` weights of a layer in
@@ -51,14 +44,14 @@ class OBS:
         ArgumentError: an option is out of range.
     """
 
-    samples: int = 1000
     block: int = 64
     damping: float = 1e-3
     labels: bool = False
 
     def __post_init__(self) -> None:
         """Refuse options that cannot work."""
-        positive("OBS", samples=self.samples, block=self.block)
+        super().__post_init__()
+        positive("OBS", block=self.block)
         if not (self.damping > 0 and math.isfinite(self.damping)):
             raise ArgumentError(f"OBS(damping={self.damping}): expected a finite number > 0")
 
@@ -66,11 +59,6 @@ class OBS:
     def name(self) -> str:
         """Return "obs"."""
         return "obs"
-
-    @property
-    def needs_gradient(self) -> bool:
-        """Return True."""
-        return True
 
     def __call__(self, problem: Problem, eligible: Mask, count: int) -> Scores:
         """Return ``sum w² / (2 [H⁻¹]ᵢᵢ)`` a unit, ``(units,)``.
@@ -136,13 +124,12 @@ class OBS:
 
     def _outer(self, problem: Problem) -> list[Tensor]:
         """Return the mean gradient products ``(blocks, block, block)`` a layer, not damped."""
-        require_gradient(problem, self.name)
+        index, targets = self._drawn(problem, _KEY)
         layers = problem.units.layers
         sizes = self._block_sizes(problem)
         total: list[Tensor] = []
         rows = 0
-        index = problem.draw(self.samples)
-        for found in sample_gradients(problem, index, noise(problem, _KEY), labels=self.labels):
+        for found in sample_gradients(problem, index, targets, labels=self.labels):
             for number, (layer, g, size) in enumerate(zip(layers, found, sizes, strict=True)):
                 vectors = _blocked(layer, widened(g), size).movedim(0, 1)
                 product = vectors.mT @ vectors

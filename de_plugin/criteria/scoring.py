@@ -86,7 +86,7 @@ def noise(problem: Problem, key: int) -> torch.Generator:
         problem: whose seed counts.
         key: tells the criteria apart.
     """
-    memory = ("criteria.noise", key)
-    calls: int = problem.remember(memory, lambda: 0)
-    problem.store(memory, calls + 1)
+    state = problem.state_of(f"noise {key}")
+    calls: int = state.get("calls", 0)
+    state["calls"] = calls + 1
     return problem.generator(2, key, calls)

@@ -22,7 +22,7 @@ class Search:
     """Evolution of genomes around a mean, each gene with a deviation of its own.
 
     Recombination and adaptation are those of CMA-ES (Hansen, arXiv:1604.00772). Only ranks of the
-    values count. The state outlives a cycle: `restart` widens it again around what was learnt.
+    values count. What was learnt is the `centre`: start the next search there when the question has changed.
 
     Args:
         mean: first genome, ``(genes,)``.
@@ -93,9 +93,3 @@ class Search:
         """The mean of the distribution as it stands, ``(genes,)``."""
         learnt: Genome = self._cma.mean
         return self.mean + self.deviation * learnt
-
-    def restart(self, centre: Genome, seed: int) -> None:
-        """Begin anew around `centre`, with the initial deviations: the question has changed."""
-        self.mean = np.asarray(centre, dtype=np.float64)
-        self.seed = seed
-        self._start()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -13,15 +14,18 @@ from torch import nn
 from de_plugin.assess.divergence import Divergence
 from de_plugin.assess.granularity import Granularity
 from de_plugin.assess.guard import untouched_on_error
-from de_plugin.assess.problem import Forward, Problem
+from de_plugin.assess.problem import Problem
+from de_plugin.assess.teacher import Forward
 from de_plugin.assess.units import Pattern
-from de_plugin.criteria import Criterion, criterion
+from de_plugin.criteria import Criterion
 from de_plugin.errors import ArgumentError
 from de_plugin.prune.directed_evolution import Evolving
-from de_plugin.prune.masks import apply, bake
-from de_plugin.prune.recover import Recovery, recovery
-from de_plugin.prune.report import CycleReport, LayerReport, Report
-from de_plugin.prune.target import Budget, Schedule, Scope, totals
+from de_plugin.prune.masks import apply as attach
+from de_plugin.prune.masks import bake
+from de_plugin.prune.plan import Plan
+from de_plugin.prune.report import CycleReport, Report, report
+from de_plugin.prune.target import Budget, Schedule, Scope
+from de_plugin.types import Mask
 
 Apply = Literal["bake", "buffers", "none"]
 
@@ -79,12 +83,13 @@ def prune(
         finish: the same, once at the end; default: nothing more.
         budget: bound on evaluations or seconds; the target is reached all the same.
         progress: called after each cycle.
-        apply: "bake" zeroes the weights, "buffers" attaches `torch.nn.utils.prune` masks, "none" leaves
-            the model as it was and only reports.
+        apply: "bake" zeroes the weights, "buffers" attaches `torch.nn.utils.prune` masks (undone by
+            `remove`; torch can't deep-copy a model until then), "none" leaves the model as it was.
         granularity: "weight", "2:4", "4x4", "kernel", "channel", or a `Granularity`.
         include: name patterns and module types to prune; default all prunable weights.
         exclude: name patterns and module types to leave alone.
-        divergence: "kl", "js", "mse", "cosine", or a callable on (student outputs, teacher outputs).
+        divergence: "kl", "js", "mse", "cosine", or a callable on (student outputs, teacher outputs) that
+            is 0 for equals. A score for which more is better, such as accuracy, goes in as ``Score(fn)``.
         forward: ``fn(model, inputs) -> outputs`` for models that need more than a call.
         samples: read at most this many samples.
         batch_size: samples in a forward pass.
@@ -116,165 +121,92 @@ def prune(
             memory=memory,
             seed=seed,
         )
-        report = _cycles(
+        plan = Plan.of(
             problem,
             sparsity,
             criterion,
-            scope,
-            schedule,
-            recovery,
-            finish,
-            budget,
-            progress,
-            started,
+            scope=scope,
+            schedule=schedule,
+            recovery_=recovery,
+            finish=finish,
+            budget=budget,
         )
+        plan.prepare(problem)
+        result = Cycles(problem, plan, started).run(progress)
         if apply == "none":
             snapshot.restore()
         elif apply == "bake":
-            bake(model, report.masks)
+            bake(model, result.masks)
         else:
-            _attach(model, report)
-    return report
+            attach(model, result.masks)
+    return result
 
 
-def _attach(model: nn.Module, report: Report) -> None:
-    apply(model, report.masks)
+@dataclass
+class Cycles:
+    """The loop over a plan's cycles, and what it has to tell so far.
 
+    Args:
+        problem: what is asked.
+        plan: what is done.
+        started: when, a `time.monotonic` reading.
+    """
 
-def _cycles(
-    problem: Problem,
-    sparsity: float | Mapping[str, float] | None,
-    spec: str | Criterion,
-    scope: Scope,
-    schedule: Schedule | int | None,
-    between: Any,
-    finish: Any,
-    budget: Budget | None,
-    progress: Callable[[Progress], None] | None,
-    started: float,
-) -> Report:
-    rank = criterion(spec)
-    evolving = isinstance(rank, Evolving)
-    if schedule is None:
-        schedule = Schedule(10 if evolving else 1)
-    elif isinstance(schedule, int) and not isinstance(schedule, bool):
-        schedule = Schedule(schedule)
-    elif not isinstance(schedule, Schedule):
-        raise ArgumentError(f"schedule={schedule!r}: expected a Schedule or a number of cycles")
-    total, quota = totals(problem, sparsity, scope)
-    repairs, last = recovery(between), recovery(finish)
-    _prepare(problem, repairs, last)
-    limit = Budget() if budget is None else budget
-    if not isinstance(limit, Budget):
-        raise ArgumentError(f"budget={budget!r}: expected Budget(evaluations=..., seconds=...) or None")
-    history: list[CycleReport] = []
-    fractions = schedule.fractions(total / problem.units.count)
-    cut_short = False
-    for number, fraction in enumerate(fractions, 1):
-        share = number / len(fractions)
-        problem.out_of_budget = lambda s=share: limit.spent(problem.evaluations, started, s)  # type: ignore[misc]
-        if number < len(fractions) and limit.spent(problem.evaluations, started):
-            cut_short = True
-            continue
-        aim = total if number == len(fractions) else round(fraction * problem.units.count)
-        count = max(0, aim - int((~problem.kept).sum()))
-        if quota is not None:
-            part = 1.0 if aim == total else aim / max(1, total)
-            problem.quota = torch.round(quota * part).long()
-            count = int(problem.quota.sum()) - int((~problem.kept).sum())
+    problem: Problem
+    plan: Plan
+    started: float
+    history: list[CycleReport] = field(default_factory=list)
+    cut_short: bool = False
+
+    def run(self, progress: Callable[[Progress], None] | None = None) -> Report:
+        """Go through all cycles that are left and finish."""
+        problem, plan = self.problem, self.plan
+        fractions = plan.schedule.fractions(plan.total / problem.units.count)
+        last = len(fractions)
+        for number, fraction in enumerate(fractions, 1):
+            problem.out_of_budget = partial(self._spent, number / last)
+            if number < last and self._spent():
+                self.cut_short = True
+                continue
+            aim = plan.total if number == last else round(fraction * problem.units.count)
+            self._cycle(number, aim)
+            if progress is not None:
+                progress(self._progress(last))
+        problem.out_of_budget = self._spent
+        plan.finish(problem)
+        return report(problem, plan, self.history, self.cut_short or self._spent(), self._seconds())
+
+    def _spent(self, share: float = 1.0) -> bool:
+        return self.plan.budget.spent(self.problem.evaluations, self.started, share)
+
+    def _seconds(self) -> float:
+        return time.monotonic() - self.started
+
+    def _cycle(self, number: int, aim: int) -> None:
+        """Bring the number of zeroed units to `aim`, and recover."""
+        problem, plan = self.problem, self.plan
+        gone = int((~problem.kept).sum())
+        count = max(0, aim - gone)
+        if plan.quota is not None:
+            part = 1.0 if aim == plan.total else aim / max(1, plan.total)
+            problem.quota = torch.round(plan.quota * part).long()
+            count = int(problem.quota.sum()) - gone
         if count > 0:
-            problem.kept = _choose(problem, rank, count)
+            problem.kept = self._choose(count)
         cut = float(problem.gate(problem.kept[None])[0])
-        repairs(problem)
+        plan.recovery(problem)
         after = float(problem.gate(problem.kept[None], repair=False)[0])
-        history.append(
-            CycleReport(
-                number,
-                1 - int(problem.kept.sum()) / problem.units.count,
-                cut,
-                after,
-                problem.evaluations,
-                time.monotonic() - started,
-            )
+        sparsity = 1 - int(problem.kept.sum()) / problem.units.count
+        self.history.append(CycleReport(number, sparsity, cut, after, problem.evaluations, self._seconds()))
+
+    def _choose(self, count: int) -> Mask:
+        problem, rank = self.problem, self.plan.criterion
+        if isinstance(rank, Evolving):
+            return rank.evolve(problem, problem.eligible, count, ~problem.protected)
+        return problem.select(rank(problem, problem.eligible, count), problem.eligible, count)
+
+    def _progress(self, cycles: int) -> Progress:
+        record = self.history[-1]
+        return Progress(
+            record.cycle, cycles, record.sparsity, record.divergence, record.evaluations, record.seconds
         )
-        if progress is not None:
-            record = history[-1]
-            progress(
-                Progress(
-                    number,
-                    len(fractions),
-                    record.sparsity,
-                    after,
-                    problem.evaluations,
-                    record.seconds,
-                )
-            )
-    last(problem)
-    spent = cut_short or (budget is not None and limit.spent(problem.evaluations, started))
-    return _report(problem, rank.name, total, history, spent, started)
-
-
-def _prepare(problem: Problem, *stages: Recovery) -> None:
-    for stage in stages:
-        stage.prepare(problem)
-    for stage in stages:
-        problem.repair = problem.repair or stage.in_assessment()
-
-
-def _choose(problem: Problem, rank: Criterion, count: int) -> torch.Tensor:
-    if isinstance(rank, Evolving):
-        return rank.evolve(problem, problem.eligible, count, ~problem.protected)
-    return problem.select(rank(problem, problem.eligible, count), problem.eligible, count)
-
-
-def _report(
-    problem: Problem,
-    name: str,
-    total: int,
-    history: list[CycleReport],
-    spent: bool,
-    started: float,
-) -> Report:
-    units, kept = problem.units, problem.kept
-    masks = {n: m.clone() for n, m in units.masks(kept.to(units.device)).items()}
-    layers = tuple(
-        LayerReport(
-            x.name,
-            x.count,
-            int((~kept[x.start : x.stop]).sum()),
-            x.parameter.numel(),
-            int((~masks[x.name]).sum()),
-        )
-        for x in units.layers
-    )
-    divergence = float(problem.gate(kept[None], repair=False)[0])
-    return Report(
-        masks=masks,
-        layers=layers,
-        criterion=name,
-        target=total / units.count,
-        sparsity=1 - int(kept.sum()) / units.count,
-        weight_sparsity=units.weight_sparsity(kept),
-        divergence=divergence,
-        history=tuple(history),
-        events=tuple(problem.events),
-        evaluations=problem.evaluations,
-        sample_evaluations=problem.sample_evaluations,
-        seconds=time.monotonic() - started,
-        outcome="budget" if spent else "complete",
-        advice=_advice(layers, spent, divergence),
-    )
-
-
-def _advice(layers: tuple[LayerReport, ...], spent: bool, divergence: float) -> str:
-    empty = [x.name for x in layers if x.zeroed == x.units]
-    if empty:
-        return (
-            f"{', '.join(empty)}: nothing is left in these layers; lower the sparsity, or protect them "
-            "with exclude= or a dict of targets"
-        )
-    if not divergence < torch.finfo(torch.float64).max:
-        return "the result's outputs are not finite; lower the sparsity or add a recovery"
-    if spent:
-        return "the budget ended the search early; a larger one would find a better set"
-    return ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -124,15 +125,10 @@ class DirectedEvolution:
         names: list[str],
     ) -> tuple[Mask, Tensor]:
         features = torch.stack([_standard(s, eligible) for s in raw])
-        turn = int(problem.remember((id(self), "turn"), int)) + 1
-        problem.store((id(self), "turn"), turn)
-        search = problem.remember((id(self), "search"), lambda: None)
+        state = problem.state_of(self)
+        turn = state["turn"] = state.get("turn", 0) + 1
         first = problem.assess(pure, problem.draw(self.samples))
-        if search is None:
-            search = self._new_search(problem, int(first.argmin()), len(raw))
-            problem.store((id(self), "search"), search)
-        else:
-            search.restart(search.centre, problem.seed + turn)
+        search = self._search_from(problem, state.get("centre"), turn, int(first.argmin()), len(raw))
         elite, ranking = pure[int(first.argmin())], features[int(first.argmin())]
         for generation in range(self.generations):
             if problem.out_of_budget():
@@ -150,12 +146,7 @@ class DirectedEvolution:
             )
             index = problem.draw(self.samples)
             order = torch.randperm(len(index), generator=problem.generator(4, turn, generation))
-            values, best = halve(
-                lambda some, part, m=masks: problem.assess(m[some], part),  # type: ignore[misc]
-                len(masks),
-                index[order],
-                self.halving,
-            )
+            values, best = halve(partial(_assess, problem, masks), len(masks), index[order], self.halving)
             search.tell(values[: len(genomes)].numpy().astype(np.float64))
             if best < len(genomes):
                 ranking = rankings[best]
@@ -173,14 +164,19 @@ class DirectedEvolution:
                     "winner": "genome" if best < len(genomes) else "elite or pure criterion",
                 }
             )
+        state["centre"] = search.centre.tolist()
         return elite, ranking
 
-    def _new_search(self, problem: Problem, best: int, criteria: int) -> Search:
+    def _search_from(
+        self, problem: Problem, centre: list[float] | None, turn: int, best: int, criteria: int
+    ) -> Search:
+        """Start around what the last cycle has learnt, at first around the best pure criterion."""
         layers = 0 if problem.quota is not None else len(problem.units.layers)
-        mean = np.zeros(criteria + layers + 1)
-        mean[best] = 1.0
+        mean = np.zeros(criteria + layers + 1) if centre is None else np.array(centre)
+        if centre is None:
+            mean[best] = 1.0
         deviation = [self.exponent] * criteria + [self.offset] * layers + [self.temperature]
-        return Search(mean, np.array(deviation), self.population, problem.seed)
+        return Search(mean, np.array(deviation), self.population, problem.seed + turn - 1)
 
     def _ranking(self, problem: Problem, genome: Tensor, features: Tensor, key: tuple[int, ...]) -> Tensor:
         criteria = len(features)
@@ -205,6 +201,10 @@ class DirectedEvolution:
             }
         )
         return masks[best]
+
+
+def _assess(problem: Problem, masks: Masks, some: Tensor, index: Tensor) -> Tensor:
+    return problem.assess(masks[some], index)
 
 
 def _standard(scores: Scores, eligible: Mask) -> Tensor:

@@ -6,7 +6,11 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
+
+from de_plugin.assess.problem import Problem
+from de_plugin.prune.plan import Plan
 
 Outcome = Literal["complete", "budget"]
 
@@ -109,6 +113,61 @@ class Report:
             f"{self.evaluations:,} evaluations in {self.seconds:.1f} s ({self.outcome})"
         )
         return "\n".join([*rows, total, *([self.advice] if self.advice else [])])
+
+
+def report(problem: Problem, plan: Plan, history: list[CycleReport], spent: bool, seconds: float) -> Report:
+    """Put together what a run has done.
+
+    Args:
+        problem: with the final choice in ``problem.kept``.
+        plan: what was to be done.
+        history: one entry a cycle.
+        spent: whether the budget ended the search early.
+        seconds: of the whole run.
+    """
+    units, kept = problem.units, problem.kept
+    masks = {n: m.clone() for n, m in units.masks(kept.to(units.device)).items()}
+    layers = tuple(
+        LayerReport(
+            x.name,
+            x.count,
+            int((~kept[x.start : x.stop]).sum()),
+            x.parameter.numel(),
+            int((~masks[x.name]).sum()),
+        )
+        for x in units.layers
+    )
+    divergence = float(problem.gate(kept[None], repair=False)[0])
+    return Report(
+        masks=masks,
+        layers=layers,
+        criterion=plan.criterion.name,
+        target=plan.total / units.count,
+        sparsity=1 - int(kept.sum()) / units.count,
+        weight_sparsity=units.weight_sparsity(kept),
+        divergence=divergence,
+        history=tuple(history),
+        events=tuple(problem.events),
+        evaluations=problem.evaluations,
+        sample_evaluations=problem.sample_evaluations,
+        seconds=seconds,
+        outcome="budget" if spent else "complete",
+        advice=_advice(layers, spent, divergence),
+    )
+
+
+def _advice(layers: tuple[LayerReport, ...], spent: bool, divergence: float) -> str:
+    empty = [x.name for x in layers if x.zeroed == x.units]
+    if empty:
+        return (
+            f"{', '.join(empty)}: nothing is left in these layers; lower the sparsity, or protect them "
+            "with exclude= or a dict of targets"
+        )
+    if not divergence < torch.finfo(torch.float64).max:
+        return "the result's outputs are not finite; lower the sparsity or add a recovery"
+    if spent:
+        return "the budget ended the search early; a larger one would find a better set"
+    return ""
 
 
 def _plain(value: Any) -> Any:

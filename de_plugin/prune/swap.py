@@ -66,8 +66,8 @@ def swap(problem: Problem, start: Mask, free: Mask, scores: Tensor, rule: Swaps)
         The mask after the last accepted set, with as many kept units as `start`.
     """
     before = problem.kept
-    gains: dict[str, float] = problem.remember(("swap", "gains"), dict)
-    sizes: dict[str, int] = problem.remember(("swap", "sizes"), dict)
+    gains: dict[str, float] = problem.state_of("swap").setdefault("gains", {})
+    sizes: dict[str, int] = problem.state_of("swap").setdefault("sizes", {})
     fails = 0
     try:
         problem.kept = start
@@ -88,8 +88,8 @@ def _round(
     gains: dict[str, float],
     sizes: dict[str, int],
 ) -> bool:
-    turn = int(problem.remember(("swap", "turn"), int)) + 1
-    problem.store(("swap", "turn"), turn)
+    state = problem.state_of("swap")
+    turn = state["turn"] = state.get("turn", 0) + 1
     size = max(1, min(rule.largest, round(rule.share * int(problem.kept.sum()))))
     proposals = _proposals(problem, free, scores, rule, size, turn, gains, sizes)
     if not proposals:

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Real
 from typing import Literal
 
 import torch
@@ -53,14 +54,14 @@ def check_sparsity(value: float, argument: str = "sparsity") -> float:
     Raises:
         ArgumentError: it is not.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) < 1:
         hint = f"; for {value} % write {value / 100}" if _percent(value) else ""
         raise ArgumentError(f"{argument}={value!r}: expected a fraction in [0, 1){hint}")
     return float(value)
 
 
 def _percent(value: object) -> bool:
-    return isinstance(value, int | float) and 1 <= value < 100
+    return isinstance(value, Real) and 1 <= float(value) < 100
 
 
 def totals(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from de_plugin.assess import NM, Problem, Score
+from de_plugin.criteria import Magnitude
 from de_plugin.errors import (
     ArgumentError,
     DataError,
@@ -163,3 +164,33 @@ def test_memory_is_made_once() -> None:
     assert problem.remember("key", lambda: 1) == problem.remember("key", lambda: 2) == 1
     problem.store("key", 3)
     assert problem.remember("key", lambda: 2) == 3
+
+
+def test_state_is_kept_for_each_owner() -> None:
+    problem = Problem(model(), X)
+    one, two = Magnitude(), Magnitude()
+    problem.state_of(one)["calls"] = 1
+    assert problem.state_of(two) == {}
+    assert problem.state_of(one) == {"calls": 1}
+    assert problem.state_of("shared") is problem.state_of("shared")
+    assert sorted(problem.state) == ["Magnitude 0", "Magnitude 1", "shared"]
+
+
+def test_inputs_that_the_model_cannot_take() -> None:
+    with pytest.raises(DataError, match=r"batches: Sequential cannot take .*\(10, 3\).*forward="):
+        Problem(model(), torch.randn(10, 3))
+
+
+@pytest.mark.parametrize("samples", [2.5, 0, -1, True])
+def test_sample_counts_are_whole(samples: Any) -> None:
+    with pytest.raises(ArgumentError, match=f"samples={samples}"):
+        Problem(model(), X, samples=samples)
+
+
+def test_inference_mode_is_refused() -> None:
+    with torch.inference_mode(), pytest.raises(ModeError, match="inference_mode"):
+        Problem(model(), X)
+    with torch.inference_mode():
+        made = model()
+    with pytest.raises(ModeError, match="outside of it"):
+        Problem(made, X)

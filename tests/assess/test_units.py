@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.utils.prune as torch_prune
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+import de_plugin
 from de_plugin.assess.granularity import NM, Block, Granularity, Weight, granularity
 from de_plugin.assess.units import ParameterUnits, Units
 from de_plugin.errors import ArgumentError, DEWarning, SelectionError
@@ -147,6 +150,67 @@ def test_patterns_that_match_nothing_are_refused_with_a_hint() -> None:
         ParameterUnits(nn.Sequential(nn.ReLU()))
 
 
+def masked(*modules: str) -> nn.Sequential:
+    model = network()
+    for name in modules:
+        torch_prune.l1_unstructured(model.get_submodule(name), "weight", amount=0.5)
+    return model
+
+
+@pytest.mark.parametrize("modules", [("0", "2", "3"), ("2",)])
+@pytest.mark.parametrize("spec", ["weight", "channel", "1:2"])
+def test_masks_of_torch_are_refused_until_they_are_removed(modules: tuple[str, ...], spec: str) -> None:
+    model = masked(*modules)
+    with pytest.raises(SelectionError, match=rf"to {', '.join(modules)}, .*de_plugin\.remove\(model\)"):
+        ParameterUnits(model, spec)
+    de_plugin.remove(model)
+    units = ParameterUnits(model)
+    assert [layer.name for layer in units.layers] == ["0.weight", "2.weight", "3.weight"]
+
+
+@pytest.mark.parametrize(
+    ("include", "exclude", "expected"),
+    [
+        ([], ["2"], ["0", "3"]),
+        ([], ["2.weight"], ["0", "3"]),
+        ([], [nn.Linear], ["0"]),
+        (["3"], [], ["3"]),
+    ],
+)
+def test_masks_of_torch_may_stay_where_nothing_is_pruned(
+    include: list[Any], exclude: list[Any], expected: list[str]
+) -> None:
+    units = ParameterUnits(masked("2"), include=include, exclude=exclude)
+    assert [layer.name for layer in units.layers] == [f"{n}.weight" for n in expected]
+    with pytest.raises(SelectionError, match="attached to 2,"):
+        ParameterUnits(masked("2"), include=["2"])
+    with pytest.raises(SelectionError, match="no prunable units"):
+        ParameterUnits(masked("2"), exclude=["*"])
+
+
+def test_masks_of_torch_are_found_on_the_model_itself_on_attention_and_on_tied_weights() -> None:
+    model = nn.Linear(4, 3)
+    torch_prune.l1_unstructured(model, "weight", amount=0.5)
+    with pytest.raises(SelectionError, match="attached to Linear,"):
+        ParameterUnits(model)
+    attention = nn.Sequential(nn.MultiheadAttention(8, 2))
+    torch_prune.l1_unstructured(attention[0], "in_proj_weight", amount=0.5)
+    with pytest.raises(SelectionError, match="attached to 0,"):
+        ParameterUnits(attention)
+    tied = Shared()
+    torch_prune.l1_unstructured(tied.second, "weight", amount=0.5)
+    assert tied.second.weight_orig is tied.first.weight
+    with pytest.raises(SelectionError, match="attached to second,"):
+        ParameterUnits(tied)
+
+
+def test_parameters_that_only_look_like_masks_are_pruned() -> None:
+    model = nn.Linear(4, 3)
+    model.register_parameter("weight_orig", nn.Parameter(torch.ones(3, 4)))
+    model.register_buffer("weight_mask", torch.ones(3, 4))
+    assert ParameterUnits(model).count == 12
+
+
 def test_layers_that_do_not_divide_stay_dense_with_a_warning() -> None:
     with pytest.warns(DEWarning, match="stay dense"):
         units = ParameterUnits(network(), "2:4")
@@ -212,6 +276,6 @@ def test_names_of_granularities(name: str) -> None:
 
 
 @pytest.mark.parametrize("wrong", ["filter", "4:2", "0x3", 7, Weight])
-def test_unknown_granularities_are_refused(wrong: object) -> None:
+def test_unknown_granularities_are_refused(wrong: Any) -> None:
     with pytest.raises(ArgumentError, match="granularity"):
-        granularity(wrong)  # type: ignore[arg-type]
+        granularity(wrong)

@@ -146,6 +146,62 @@ def test_quotas_are_widened_layer_by_layer(build: Any, granularity: str) -> None
     assert torch.equal(problem.quota, quota)
 
 
+@dataclass(frozen=True)
+class Chooser:
+    """Writes down the quotas it finds and how many units a selection under them takes."""
+
+    name: str = "chooser"
+    needs_gradient: bool = False
+
+    def __call__(self, problem: Problem, eligible: Tensor, count: int) -> Tensor:
+        assert problem.quota is not None
+        scores = torch.arange(len(eligible)).double()
+        chosen = problem.kept & ~problem.select(scores, eligible, 0)
+        problem.events.append(
+            {"quota": problem.quota.tolist(), "chosen": int(chosen.sum()), "count": count},
+        )
+        return scores.masked_fill(~eligible, float("inf"))
+
+
+@dataclass(frozen=True)
+class Failing:
+    """Gives up where it stands in a nest."""
+
+    name: str = "failing"
+    needs_gradient: bool = False
+
+    def __call__(self, problem: Problem, eligible: Tensor, count: int) -> Tensor:
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(("granularity", "room"), [("weight", 35), ("2:4", 15)])
+def test_parts_find_the_quotas_they_are_to_reach(
+    build: Any, thinned: Any, granularity: str, room: int
+) -> None:
+    problem = thinned(build("mixed", samples=2, granularity=granularity))
+    gone = torch.tensor([int((~problem.kept[x.start : x.stop]).sum()) for x in problem.units.layers])
+    # The last layer has no room to be widened twofold.
+    problem.quota = quota = gone + torch.tensor([10, 6, room - 3])
+    nest(nest(Chooser(), Chooser()), Chooser())(problem, problem.eligible, 13 + room)
+    expected = [[40, 24, room], [20, 12, room], [10, 6, room - 3]]
+    assert problem.events == [
+        {"quota": (gone + torch.tensor(more)).tolist(), "chosen": sum(more), "count": sum(more)}
+        for more in expected
+    ]
+    assert problem.quota is quota
+
+
+@pytest.mark.parametrize("failing", [lambda: nest(Failing(), "random"), lambda: nest("random", Failing())])
+def test_quotas_are_back_after_an_exception(build: Any, failing: Any) -> None:
+    problem = build("mixed", samples=2)
+    problem.quota = quota = problem.units.layer_counts // 4
+    before = quota.clone()
+    with pytest.raises(KeyboardInterrupt):
+        failing()(problem, problem.eligible, int(quota.sum()))
+    assert problem.quota is quota
+    assert torch.equal(quota, before)
+
+
 def test_full_2_4_leaves_the_inner_one_a_choice(build: Any) -> None:
     problem = build("mixed", samples=2, granularity="2:4")
     units = problem.units.count

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from de_plugin.assess.problem import Problem
 from de_plugin.errors import ArgumentError
 from de_plugin.prune.recover import LeastSquares
-from de_plugin.prune.recover.leastsquares import solve_rows
+from de_plugin.prune.recover.ridge import solve_rows
 
 
 def cut(problem: Problem, fraction: float = 0.5) -> None:

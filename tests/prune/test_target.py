@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import time
+from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -24,6 +26,10 @@ def problem(**options: Any) -> Problem:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 10), nn.ReLU(), nn.Linear(10, 4)).eval()
     return Problem(model, torch.randn(32, 8), **options)
+
+
+def test_any_real_number_is_a_sparsity() -> None:
+    assert check_sparsity(np.float32(0.5)) == check_sparsity(Fraction(1, 2)) == 0.5
 
 
 @given(st.integers(1, 30), shapes, fraction, fraction, fraction)

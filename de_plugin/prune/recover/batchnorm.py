@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from de_plugin.assess.batches import Batch
 from de_plugin.assess.guard import untouched_on_error
 from de_plugin.assess.problem import Problem, Repair
-from de_plugin.errors import ArgumentError
-from de_plugin.prune.recover.base import prepared
+from de_plugin.prune.recover.matching import MomentMatching
 from de_plugin.prune.recover.moments import Moments, calibration, joined
 
 _Norm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
@@ -35,7 +34,7 @@ def _norms(model: nn.Module) -> dict[str, _Norm]:
 
 
 @dataclass(frozen=True)
-class BatchNormMatching:
+class BatchNormMatching(MomentMatching):
     """Choose running statistics so that each batch norm's output keeps its teacher's moments.
 
     Layers are matched in the order of execution, each on inputs that the earlier ones have shaped
@@ -49,21 +48,10 @@ class BatchNormMatching:
         ArgumentError: `samples` is not positive.
     """
 
-    samples: int = 512
-
-    def __post_init__(self) -> None:
-        """Refuse empty calibration."""
-        if self.samples < 1:
-            raise ArgumentError(f"samples={self.samples}: expected a positive number")
-
     @property
     def name(self) -> str:
         """Return "batchnorm"."""
         return "batchnorm"
-
-    def prepare(self, problem: Problem) -> None:
-        """Measure the teacher's moments."""
-        self._teacher(problem)
 
     def __call__(self, problem: Problem) -> None:
         """Set the running statistics for good."""
@@ -94,32 +82,8 @@ class BatchNormMatching:
                 for live, value in saved:
                     live.copy_(value)
 
-    def _teacher(self, problem: Problem) -> dict[str, Moments]:
-        return prepared(problem, self, lambda: _measure(problem, self.samples))
-
-
-def _measure(problem: Problem, samples: int) -> dict[str, Moments]:
-    """Return the output moments of every batch norm that is used once in a pass."""
-    norms = _norms(problem.model)
-    if not norms:
-        return {}
-    batches = problem.pool.take(calibration(problem, samples))
-    found: dict[str, Moments] = {}
-    calls: dict[str, int] = {}
-
-    def watch(name: str) -> Any:
-        def hook(_module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> None:
-            found.setdefault(name, Moments()).add(output, 1)
-            calls[name] = calls.get(name, 0) + 1
-
-        return hook
-
-    with ExitStack() as stack, torch.no_grad():
-        for name, norm in norms.items():
-            stack.callback(norm.register_forward_hook(watch(name)).remove)
-        for batch in batches:
-            problem.forward(problem.model, batch.inputs)
-    return {name: moments for name, moments in found.items() if calls[name] <= len(batches)}
+    def _watched(self, model: nn.Module) -> dict[str, tuple[nn.Module, int]]:
+        return {name: (norm, 1) for name, norm in _norms(model).items()}
 
 
 def _match(problem: Problem, batches: list[Batch], teacher: dict[str, Moments]) -> None:

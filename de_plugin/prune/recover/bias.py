@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from de_plugin.assess.guard import untouched_on_error
 from de_plugin.assess.problem import Problem
-from de_plugin.errors import ArgumentError
-from de_plugin.prune.recover.base import prepared
+from de_plugin.prune.recover.matching import MomentMatching
 from de_plugin.prune.recover.moments import Moments, calibration, joined
 
 _CHANNEL: dict[type[nn.Module], int] = {
@@ -40,7 +39,7 @@ def _biased(model: nn.Module) -> dict[str, tuple[nn.Module, int]]:
 
 
 @dataclass(frozen=True)
-class BiasCorrection:
+class BiasCorrection(MomentMatching):
     """Shift the biases of linear and convolution layers by the mean output that the cut has cost.
 
     In the order of execution, in one forward pass; a layer that is used more than once in a pass is
@@ -53,21 +52,10 @@ class BiasCorrection:
         ArgumentError: `samples` is not positive.
     """
 
-    samples: int = 512
-
-    def __post_init__(self) -> None:
-        """Refuse empty calibration."""
-        if self.samples < 1:
-            raise ArgumentError(f"samples={self.samples}: expected a positive number")
-
     @property
     def name(self) -> str:
         """Return "bias"."""
         return "bias"
-
-    def prepare(self, problem: Problem) -> None:
-        """Measure the teacher's mean outputs."""
-        self._teacher(problem)
 
     def __call__(self, problem: Problem) -> None:
         """Shift the biases for good."""
@@ -84,7 +72,7 @@ class BiasCorrection:
         def correct(name: str, axis: int) -> Any:
             def hook(module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> Tensor:
                 moments = seen.setdefault(name, Moments()).add(output, axis)
-                shift = (teacher[name] - moments.mean).to(output)
+                shift = (teacher[name].mean - moments.mean).to(output)
                 mask = kept.get(id(module.bias))
                 if mask is not None:
                     shift = shift * mask.to(shift.device)
@@ -109,26 +97,5 @@ class BiasCorrection:
         """Return None: biases are corrected after a cut only."""
         return
 
-    def _teacher(self, problem: Problem) -> dict[str, Tensor]:
-        return prepared(problem, self, lambda: _measure(problem, self.samples))
-
-
-def _measure(problem: Problem, samples: int) -> dict[str, Tensor]:
-    """Return the mean output ``(channels,)`` of every layer that is used once in a pass."""
-    found: dict[str, Moments] = {}
-    calls: dict[str, int] = {}
-    batches = problem.pool.take(calibration(problem, samples))
-
-    def watch(name: str, axis: int) -> Any:
-        def hook(_module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> None:
-            found.setdefault(name, Moments()).add(output, axis)
-            calls[name] = calls.get(name, 0) + 1
-
-        return hook
-
-    with ExitStack() as stack, torch.no_grad():
-        for name, (module, axis) in _biased(problem.model).items():
-            stack.callback(module.register_forward_hook(watch(name, axis)).remove)
-        for batch in batches:
-            problem.forward(problem.model, batch.inputs)
-    return {name: m.mean for name, m in found.items() if calls[name] <= len(batches)}
+    def _watched(self, model: nn.Module) -> dict[str, tuple[nn.Module, int]]:
+        return _biased(model)

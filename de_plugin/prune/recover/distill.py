@@ -16,8 +16,6 @@ from de_plugin.assess.guard import untouched_on_error
 from de_plugin.assess.problem import Problem
 from de_plugin.errors import ArgumentError, GradientError
 
-_CALLS = ("recover", "distill", "calls")
-
 
 @dataclass(frozen=True)
 class Distillation:
@@ -153,8 +151,8 @@ class Distillation:
 
     def _batches(self, problem: Problem) -> Iterator[list[Batch]]:
         """Yield the batches of one step after the other, in epochs of shuffled search samples."""
-        call = problem.remember(_CALLS, lambda: 0)
-        problem.store(_CALLS, call + 1)
+        state = problem.state_of("distill")
+        call = state["calls"] = state.get("calls", -1) + 1
         generator = problem.generator(3, call)
         items = round(self.batch_size * problem.pool.count / problem.pool.samples)
         items = max(1, min(items, len(problem.search)))

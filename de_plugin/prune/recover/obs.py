@@ -31,7 +31,7 @@ class SurgeonUpdate:
 
     def prepare(self, problem: Problem) -> None:
         """Remember what is kept now."""
-        problem.store(("recover", self), problem.kept.clone())
+        problem.state_of(self)["before"] = problem.kept.clone()
 
     def __call__(self, problem: Problem) -> None:
         """Change the survivors for good where that helps.
@@ -40,8 +40,9 @@ class SurgeonUpdate:
             GradientError: the divergence has no gradient.
         """
         kept = problem.kept
-        before = problem.remember(("recover", self), lambda: torch.ones_like(kept))
-        problem.store(("recover", self), kept.clone())
+        state = problem.state_of(self)
+        before = state.get("before", torch.ones_like(kept))
+        state["before"] = kept.clone()
         removed = before & ~kept
         if not bool(removed.any()):
             return

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Real
-from typing import Literal
+from typing import Literal, SupportsFloat
 
 import torch
 from torch import Tensor
@@ -48,7 +48,7 @@ class Budget:
         )
 
 
-def check_sparsity(value: float, argument: str = "sparsity") -> float:
+def check_sparsity(value: SupportsFloat, argument: str = "sparsity") -> float:
     """Return `value`, a fraction in [0, 1).
 
     Raises:

@@ -55,7 +55,7 @@ def check_sparsity(value: SupportsFloat, argument: str = "sparsity") -> float:
         ArgumentError: it is not.
     """
     if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) < 1:
-        hint = f"; for {value} % write {value / 100}" if _percent(value) else ""
+        hint = f"; for {value} % write {float(value) / 100}" if _percent(value) else ""
         raise ArgumentError(f"{argument}={value!r}: expected a fraction in [0, 1){hint}")
     return float(value)
 

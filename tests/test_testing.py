@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -114,28 +114,28 @@ def test_a_granularity_whose_reduce_is_no_sum_is_noticed() -> None:
 
 class Leaky(de_plugin.ParameterUnits):
     @contextmanager
-    def zeroed(self, kept: Tensor) -> Iterator[None]:
+    def zeroed(self, kept: Tensor) -> Iterator[Mapping[int, Tensor]]:
         saved = [v.clone() for v in self.values()]
         for value, mask in zip(self.values(), self.expand(kept), strict=True):
             value.mul_(mask)
-        yield
+        yield {}
         for value, old in zip(self.values(), saved, strict=True):
             value.copy_(old)
 
 
 class Lossy(de_plugin.ParameterUnits):
     @contextmanager
-    def zeroed(self, kept: Tensor) -> Iterator[None]:
-        with super().zeroed(kept):
-            yield
+    def zeroed(self, kept: Tensor) -> Iterator[Mapping[int, Tensor]]:
+        with super().zeroed(kept) as outside:
+            yield outside
         for value in self.values():
             value.mul_(1 + 1e-6)
 
 
 class Idle(de_plugin.ParameterUnits):
     @contextmanager
-    def zeroed(self, kept: Tensor) -> Iterator[None]:
-        yield
+    def zeroed(self, kept: Tensor) -> Iterator[Mapping[int, Tensor]]:
+        yield {}
 
 
 @pytest.mark.parametrize(

@@ -1,43 +1,52 @@
-"""Measuring a population: the serial reference, and all candidates stacked in one pass."""
+"""Measuring a population: the serial reference, and the choice of what measures."""
 
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch import Tensor
 
-from de_plugin.assess.divergence import Custom, Score
-from de_plugin.errors import ArgumentError, DEError, DEWarning
-from de_plugin.types import Masks, Values
+from de_plugin.assess.candidates import Candidates, Flipped, each
+from de_plugin.assess.vectorised import BatchingError, reason
+from de_plugin.errors import ArgumentError, DEWarning
+from de_plugin.types import Values
 
 if TYPE_CHECKING:
     from de_plugin.assess.problem import Problem
+
+_TRIED = 16
+"""Layers that the trial of a model looks at."""
 
 
 class Evaluator(Protocol):
     """Measures every candidate on the same samples."""
 
-    def __call__(self, masks: Masks, index: Tensor, repair: bool) -> Values:
+    def __call__(self, population: Candidates, index: Tensor) -> Values:
         """Return one divergence a candidate."""
 
 
 class Serial:
-    """One candidate after the other, zeroed in place: slow, and right by construction."""
+    """One candidate after the other, zeroed in place: slow, and right by construction.
 
-    def __init__(self, problem: Problem) -> None:
+    Args:
+        problem: whose student is asked.
+        repair: correct each zeroed student as ``problem.repair`` does.
+    """
+
+    def __init__(self, problem: Problem, repair: bool = False) -> None:
         self.problem = problem
+        self.repair = repair
 
-    def __call__(self, masks: Masks, index: Tensor, repair: bool) -> Values:
+    def __call__(self, population: Candidates, index: Tensor) -> Values:
         """Return one divergence a candidate."""
         problem = self.problem
         batches = problem.pool.take(index)
-        values = torch.empty(len(masks), dtype=torch.float64)
-        for row, kept in enumerate(masks):
+        values = torch.empty(len(population), dtype=torch.float64)
+        for row, kept in enumerate(each(population)):
             with torch.no_grad(), problem.units.zeroed(kept):
-                if repair:
+                if self.repair:
                     with problem.repaired(batches):
                         values[row] = float(problem.measure(batches))
                 else:
@@ -45,105 +54,82 @@ class Serial:
         return values
 
 
-def places(model: nn.Module, parameter: nn.Parameter) -> list[str]:
-    """Return a name for each module that holds `parameter`, one a module.
-
-    `functional_call` restores a module that occurs under two names to what it swapped in, so that
-    every place must be named once, and without `tie_weights`.
-    """
-    return [
-        f"{prefix}.{own}" if prefix else own
-        for prefix, module in model.named_modules()
-        for own, value in module._parameters.items()
-        if value is parameter
-    ]
-
-
-class Call(nn.Module):
-    """Lets `functional_call` go through the user's forward."""
-
-    def __init__(self, problem: Problem) -> None:
-        super().__init__()
-        self.model = problem.model
-        self._forward = problem.forward
-
-    def forward(self, inputs: Any) -> Any:
-        """Call the user's forward on the model."""
-        return self._forward(self.model, inputs)
-
-
-class Stacked:
-    """Candidates side by side through `torch.vmap`: whole-network changes of linear layers.
+class Guarded:
+    """The fast evaluator while it works, the serial one from its first failure on.
 
     Args:
-        problem: whose model is measured.
-        chunk_bytes: stacked weights held at once; sized for a processor's cache.
+        problem: whose student is asked.
+        fast: what is tried first.
     """
 
-    def __init__(self, problem: Problem, chunk_bytes: int = 1 << 20) -> None:
+    def __init__(self, problem: Problem, fast: Evaluator) -> None:
         self.problem = problem
-        self._call = Call(problem).eval()
-        weights = sum(p.numel() * p.element_size() for p in problem.units.parameters().values())
-        self.chunk = max(1, min(64, chunk_bytes // weights))
+        self._evaluator = fast
 
-    def __call__(self, masks: Masks, index: Tensor, repair: bool) -> Values:
+    def __call__(self, population: Candidates, index: Tensor) -> Values:
         """Return one divergence a candidate."""
-        if repair:
-            return Serial(self.problem)(masks, index, repair)
-        batches = self.problem.pool.take(index)
-        with torch.no_grad():
-            return torch.cat([self._several(part, batches) for part in masks.split(self.chunk)])
-
-    def _several(self, masks: Masks, batches: list[Any]) -> Values:
-        divergence = self.problem.divergence
-        live = self.problem.units.parameters()
-        named = self.problem.units.masks(masks.to(self.problem.device))
-        stacked = {}
-        for name, mask in named.items():
-            value = live[name].detach() * mask
-            for place in places(self.problem.model, live[name]):
-                stacked[f"model.{place}"] = value
-        total = torch.zeros(len(masks), dtype=torch.float64)
-        count = 0
-        for batch in batches:
-
-            def one(weights: dict[str, Tensor], batch: Any = batch) -> Tensor:
-                outputs = functional_call(self._call, weights, (batch.inputs,), tie_weights=False)
-                return divergence(outputs, batch.teacher, batch.labels)
-
-            total += vmap(one)(stacked).double().cpu() * batch.size
-            count += batch.size
-        return total / count
+        if not isinstance(self._evaluator, Serial):
+            try:
+                return self._evaluator(population, index)
+            except BatchingError as error:
+                values = Serial(self.problem)(population, index)  # what is wrong anyway is raised here
+                _warn(self.problem, reason(self.problem.model, error.cause))
+                self._evaluator = Serial(self.problem)
+                return values
+        return self._evaluator(population, index)
 
 
 def evaluator(problem: Problem, spec: str) -> Evaluator:
     """Return the evaluator asked for.
 
-    The choice depends on the model alone, never on a clock, so that the same seed gives the same mask:
-    "auto" stacks networks whose units are all in linear layers, where stacking turns into matrix
-    products, and takes the serial loop otherwise.
+    "auto" measures candidates side by side (`de_plugin.assess.population.Population`) wherever that
+    gives what the serial loop gives: each layer is tried once, on a few samples. Ways of computing a layer
+    are chosen by counted work, never by a clock, so that the same seed gives the same mask.
 
     Raises:
-        ArgumentError: `spec` is not "auto", "serial" or "stacked".
+        ArgumentError: `spec` is not "auto" or "serial".
     """
-    if spec not in ("auto", "serial", "stacked"):
-        raise ArgumentError(f"evaluate={spec!r}: expected 'auto', 'serial' or 'stacked'")
-    linear = all(isinstance(layer.module, nn.Linear) for layer in problem.units.layers)
-    plain = not isinstance(problem.divergence, Custom | Score)
-    if spec == "serial" or (spec == "auto" and not (linear and plain)):
+    from de_plugin.assess.population import Population
+
+    if spec not in ("auto", "serial"):
+        raise ArgumentError(f"evaluate={spec!r}: expected 'auto' or 'serial'")
+    if spec == "serial":
         return Serial(problem)
-    stacked = Stacked(problem)
-    kept = problem.kept[None].expand(2, -1)
+    fast = Population(problem)
     try:
-        stacked(kept, problem.search[:1], False)
-    except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
-        if isinstance(error, DEError):
-            raise
-        warnings.warn(
-            f"evaluate={spec!r}: {type(problem.model).__name__} cannot be stacked "
-            f"({str(error).splitlines()[0]}); candidates are measured one by one",
-            DEWarning,
-            stacklevel=4,
-        )
-        return Serial(problem)
-    return stacked
+        obstacle = _trial(problem, fast)
+    except BatchingError as error:
+        obstacle = reason(problem.model, error.cause)
+    if not obstacle:
+        return Guarded(problem, fast)
+    _warn(problem, obstacle)
+    return Serial(problem)
+
+
+def _trial(problem: Problem, fast: Evaluator) -> str:
+    """Compare with the serial loop, a candidate a layer; return what differs, or nothing."""
+    layers = problem.units.layers
+    if len(layers) > _TRIED:
+        layers = [layers[int(n)] for n in torch.linspace(0, len(layers) - 1, _TRIED)]
+    changes = []
+    for layer in layers:
+        count = max(1, layer.count // 100)
+        drawn = torch.randperm(layer.count, generator=problem.generator(8, layer.start))[:count]
+        changes.append(layer.start + drawn.sort().values)
+    population = Flipped(problem.kept, tuple(changes))
+    index = problem.search[:2] if problem.pool.stacked is not None else problem.search[:1]
+    expected, found = Serial(problem)(population, index), fast(population, index)
+    precision = max(torch.finfo(layer.parameter.dtype).eps for layer in problem.units.layers)
+    rtol, atol = max(1e-3, 64 * precision), max(1e-5, precision)
+    close = torch.isclose(found, expected, rtol=rtol, atol=atol, equal_nan=True)
+    wrong = [layer.name for layer, same in zip(layers, close.tolist(), strict=True) if not same]
+    return f"{wrong[0]} gives other results side by side" if wrong else ""
+
+
+def _warn(problem: Problem, obstacle: str) -> None:
+    warnings.warn(
+        f"model {type(problem.model).__name__}: candidates are measured one by one, which is slow, because "
+        f"they cannot be measured side by side ({obstacle})",
+        DEWarning,
+        stacklevel=5,
+    )

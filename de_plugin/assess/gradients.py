@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map
 
 from de_plugin.assess.batches import Batch
 from de_plugin.assess.divergence import MSE, Curved, check_labels, cross_entropy, leaves
-from de_plugin.assess.evaluate import Call, places
+from de_plugin.assess.functional import Call, places
 from de_plugin.errors import DEError, DEWarning, GradientError
 
 if TYPE_CHECKING:

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from de_plugin.assess.batches import Batch, Pool, Spill
+from de_plugin.assess.candidates import Candidates, candidates
 from de_plugin.assess.divergence import Curved, Custom, Divergence
 from de_plugin.assess.divergence import divergence as resolved
-from de_plugin.assess.evaluate import Evaluator, evaluator
+from de_plugin.assess.evaluate import Evaluator, Serial, evaluator
 from de_plugin.assess.granularity import NM, Granularity
 from de_plugin.assess.guard import check_counts, require_eval, require_gradients_possible
 from de_plugin.assess.select import lowest
@@ -46,7 +47,7 @@ class Problem:
         holdout: fraction of the samples kept from the search, for the gate.
         memory: bytes for inputs, and again for teacher outputs in memory; more go to a mapped file.
         seed: of every draw.
-        evaluate: "auto", "serial" or "stacked", see `de_plugin.assess.evaluate`.
+        evaluate: "auto" or "serial", see `de_plugin.assess.evaluate`.
 
     Raises:
         ModeError: the model is in train mode.
@@ -130,19 +131,20 @@ class Problem:
         """Return the divergence over all search samples when only `kept` is left."""
         return float(self.assess(kept[None], self.search)[0])
 
-    def assess(self, masks: Masks, index: Tensor, *, repair: bool = True) -> Values:
-        """Return the divergence of each candidate ``(candidates, units)`` on the samples `index`.
+    def assess(self, population: Masks | Candidates, index: Tensor, *, repair: bool = True) -> Values:
+        """Return the divergence of each candidate, masks ``(candidates, units)``, on the samples `index`.
 
         Non-finite outputs of a candidate count as infinitely bad.
         """
-        self.evaluations += len(masks)
-        self.sample_evaluations += len(masks) * len(index)
-        values = self._evaluator(masks.to(self.device), index, repair and self.repair is not None)
+        self.evaluations += len(population)
+        self.sample_evaluations += len(population) * len(index)
+        repaired = repair and self.repair is not None
+        values = (Serial(self, repair=True) if repaired else self._evaluator)(candidates(population), index)
         return torch.nan_to_num(values.double(), nan=float("inf"), posinf=float("inf"), neginf=float("inf"))
 
-    def gate(self, masks: Masks, *, repair: bool = True) -> Values:
+    def gate(self, population: Masks | Candidates, *, repair: bool = True) -> Values:
         """Return the divergence of each candidate on the data held back from the search."""
-        return self.assess(masks, self.held_back, repair=repair)
+        return self.assess(population, self.held_back, repair=repair)
 
     def measure(self, batches: list[Batch]) -> Tensor:
         """Return the divergence of the model as it stands, a 0-dim tensor, mean over samples."""

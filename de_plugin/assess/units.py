@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol, runtime_checkable
 
@@ -30,7 +30,7 @@ class Units(Protocol):
     def count(self) -> int:
         """Return the number of units."""
 
-    def zeroed(self, kept: Mask) -> AbstractContextManager[None]:
+    def zeroed(self, kept: Mask) -> AbstractContextManager[object]:
         """Zero every unit that is not kept; the values come back bit-exactly, also on an exception."""
 
 
@@ -196,8 +196,10 @@ class ParameterUnits:
         return float(self.sizes[~kept.cpu()].sum() / self.sizes.sum())
 
     @contextmanager
-    def zeroed(self, kept: Mask) -> Iterator[None]:
+    def zeroed(self, kept: Mask) -> Iterator[Mapping[int, Tensor]]:
         """Zero every unit that is not kept; bit-exact restoration, also on an exception.
+
+        The values of the parameters that are touched, as they are outside, are given by ``id``.
 
         Raises:
             ArgumentError: `kept` is not a bool vector with one entry a unit.
@@ -216,7 +218,7 @@ class ParameterUnits:
                 self._zero(layer.parameter, self.expand_layer(layer, part), saved)
                 if layer.bias is not None:
                     self._zero(layer.bias, part, saved)
-            yield
+            yield {id(parameter): value for parameter, value in saved}
         finally:
             for parameter, value in saved:
                 parameter.data.copy_(value)

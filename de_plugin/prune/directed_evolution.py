@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol, runtime_checkable
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from de_plugin.assess.candidates import Made
 from de_plugin.assess.problem import Problem
 from de_plugin.criteria import Criterion, criterion, register
 from de_plugin.errors import ArgumentError
@@ -134,25 +136,28 @@ class DirectedEvolution:
             if problem.out_of_budget():
                 break
             genomes = torch.from_numpy(search.ask()).float()
-            rankings = [
-                self._ranking(problem, g, features, (turn, generation, n)) for n, g in enumerate(genomes)
-            ]
-            masks = torch.cat(
-                [
-                    torch.stack([problem.select(r, eligible, count) for r in rankings]),
-                    pure,
-                    elite[None],
-                ]
-            )
+            given = [*pure, elite]
+
+            def ranking_of(number: int, genomes: Tensor = genomes, key: int = generation) -> Tensor:
+                return self._ranking(problem, genomes[number], features, (turn, key, number))
+
+            def mask_of(
+                number: int, given: list[Mask] = given, make: Callable[[int], Tensor] = ranking_of
+            ) -> Mask:
+                if number >= self.population:
+                    return given[number - self.population]
+                return problem.select(make(number), eligible, count)
+
+            masks = Made(mask_of, tuple(range(self.population + len(given))))
             index = problem.draw(self.samples)
             order = torch.randperm(len(index), generator=problem.generator(4, turn, generation))
             values, best = halve(partial(_assess, problem, masks), len(masks), index[order], self.halving)
             search.tell(values[: len(genomes)].numpy().astype(np.float64))
             if best < len(genomes):
-                ranking = rankings[best]
+                ranking = ranking_of(best)
             elif best < len(masks) - 1:
                 ranking = features[best - len(genomes)]
-            elite = masks[best]
+            elite = masks.mask(best)
             problem.events.append(
                 {
                     "kind": "generation",
@@ -203,8 +208,8 @@ class DirectedEvolution:
         return masks[best]
 
 
-def _assess(problem: Problem, masks: Masks, some: Tensor, index: Tensor) -> Tensor:
-    return problem.assess(masks[some], index)
+def _assess(problem: Problem, sets: Made, some: Tensor, index: Tensor) -> Tensor:
+    return problem.assess(sets.pick(some.tolist()), index)
 
 
 def _standard(scores: Scores, eligible: Mask) -> Tensor:

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from de_plugin.assess.candidates import Flipped
 from de_plugin.assess.problem import Problem
 from de_plugin.errors import ArgumentError
 from de_plugin.evolve import Halving, halve
 from de_plugin.prune.estimates import Swap, by_scores, gram, joint
-from de_plugin.types import Mask, Masks
+from de_plugin.types import Mask
 
 
 @dataclass(frozen=True)
@@ -94,13 +95,12 @@ def _round(
     proposals = _proposals(problem, free, scores, rule, size, turn, gains, sizes)
     if not proposals:
         return False
-    masks = problem.kept.expand(len(proposals) + 1, -1).clone()
-    for row, found in zip(masks[1:], proposals, strict=True):
-        row[found.remove] = False
-        row[found.revive] = True
+    nothing = torch.empty(0, dtype=torch.long)
+    flips = [torch.cat([p.remove, p.revive]).sort().values for p in proposals]
+    sets = Flipped(problem.kept, (nothing, *flips))
     index = problem.draw(rule.samples)
     order = torch.randperm(len(index), generator=problem.generator(6, turn))
-    changes, best, base = _changes(problem, masks, index[order], rule)
+    changes, best, base = _changes(problem, sets, index[order], rule)
     accepted = bool(changes[best] < 0)
     for source in sorted({p.source for p in proposals}):
         mine = [n for n, p in enumerate(proposals) if p.source == source]
@@ -120,22 +120,22 @@ def _round(
             }
         )
     if accepted:
-        problem.kept = masks[1 + best].clone()
+        problem.kept = sets.mask(1 + best)
     return accepted
 
 
-def _changes(problem: Problem, masks: Masks, index: Tensor, rule: Swaps) -> tuple[Tensor, int, float]:
-    """Measure in stages what each set (row 1 on) changes against row 0, on the same samples.
+def _changes(problem: Problem, sets: Flipped, index: Tensor, rule: Swaps) -> tuple[Tensor, int, float]:
+    """Measure in stages what each set (number 1 on) changes against set 0, on the same samples.
 
     Returns:
-        The change of each set on the most samples it has seen, the winner, and row 0's divergence.
+        The change of each set on the most samples it has seen, the winner, and set 0's divergence.
     """
-    changes = torch.full((len(masks) - 1,), float("inf"), dtype=torch.float64)
+    changes = torch.full((len(sets) - 1,), float("inf"), dtype=torch.float64)
     base = float("inf")
 
     def measure(some: Tensor, part: Tensor) -> Tensor:
         nonlocal base
-        values = problem.assess(torch.cat([masks[:1], masks[1 + some]]), part)
+        values = problem.assess(sets.pick([0, *(1 + some).tolist()]), part)
         base = float(values[0])
         changes[some] = torch.nan_to_num(values[1:] - values[0], nan=float("inf"), posinf=float("inf"))
         return changes[some]

@@ -1,0 +1,257 @@
+"""How one layer differs from candidate to candidate, and what the layer gives for all of them at once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from de_plugin.assess.design import CONVOLUTIONS
+from de_plugin.assess.layers import Layer
+
+SCATTERED = 12
+"""A multiplication by a scattered weight costs about so many in a dense product."""
+
+
+@dataclass(frozen=True)
+class Product:
+    """One call of a layer: ``func(input, weight, bias, **options)``.
+
+    Attributes:
+        func: `torch.nn.functional.linear` or a convolution.
+        bias: the student's.
+        options: stride, padding and the like.
+    """
+
+    func: Callable[..., Tensor]
+    bias: Tensor | None
+    options: dict[str, Any]
+
+    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Compute it for one input and one weight."""
+        return self.func(x, weight, bias, **self.options)
+
+    def biased(self, y: Tensor) -> Tensor:
+        """Add the student's bias to outputs ``(candidates, *output)``."""
+        if self.bias is None:
+            return y
+        return y + self.bias.reshape(-1, *([1] * self.dims))
+
+    @property
+    def dims(self) -> int:
+        """Spatial dimensions: 0 for a linear layer."""
+        return CONVOLUTIONS.get(getattr(self.func, "__name__", ""), 0)
+
+    @property
+    def groups(self) -> int:
+        """Groups of a convolution."""
+        return int(self.options.get("groups", 1))
+
+
+class Change(Protocol):
+    """What a layer computes for each candidate."""
+
+    def from_one(self, product: Product, x: Tensor, parent: Tensor | None) -> Tensor:
+        """Return ``(candidates, *output)`` for an input that all share.
+
+        Args:
+            product: the call.
+            x: its input.
+            parent: what the student gives for it, where that is known.
+        """
+
+    def from_many(self, product: Product, x: Tensor) -> Tensor:
+        """Return ``(candidates, *output)`` for inputs ``(candidates, *input)``."""
+
+    def weights(self) -> Tensor:
+        """Return ``(candidates, *parameter.shape)``."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Weights that differ: masks over the dense weight, or a few flips of the student's.
+
+    Attributes:
+        layer: which one.
+        dense: the weight with nothing zeroed, in the parameter's own shape.
+        masks: makes ``(candidates, *parameter.shape)`` bool.
+        candidates: how many there are.
+        owner: the candidate of each flip, ascending.
+        flips: the canonical position of each flip, ascending for each candidate.
+        signs: 1 where the position comes back, -1 where it goes.
+    """
+
+    layer: Layer
+    dense: Tensor
+    masks: Callable[[], Tensor]
+    candidates: int
+    owner: Tensor
+    flips: Tensor
+    signs: Tensor
+
+    def weights(self) -> Tensor:
+        """Return the masked weights of every candidate."""
+        return self.masks().to(self.dense.dtype) * self.dense
+
+    def from_one(self, product: Product, x: Tensor, parent: Tensor | None) -> Tensor:
+        """Add scattered differences to the student's output, or multiply with all weights side by side."""
+        dense = self.dense.numel() * self.candidates
+        scattered = len(self.flips) * SCATTERED
+        if parent is not None and product.groups == 1 and scattered < dense and _columns_fit(product, x):
+            return self._differences(product, x, parent)
+        weights = self.weights()
+        count = len(weights)
+        if product.dims == 0:
+            y: Tensor = F.linear(x, weights.flatten(0, 1)).unflatten(-1, (count, -1)).movedim(-2, 0)
+            return y if product.bias is None else y + product.bias
+        if product.groups == 1 and _columns_fit(product, x):
+            y = product(x, weights.flatten(0, 1)).unflatten(1, (count, -1)).movedim(1, 0)
+            return product.biased(y)
+        return torch.stack([product(x, w, product.bias) for w in weights])
+
+    def from_many(self, product: Product, x: Tensor) -> Tensor:
+        """Multiply every candidate's input with its own weights."""
+        weights = self.weights()
+        if product.dims == 0:
+            y = torch.bmm(x.reshape(len(x), -1, x.shape[-1]), weights.mT)
+            y = y.reshape(*x.shape[:-1], -1)
+            return y if product.bias is None else y + product.bias
+        return torch.stack([product(part, w, product.bias) for part, w in zip(x, weights, strict=True)])
+
+    def _differences(self, product: Product, x: Tensor, parent: Tensor) -> Tensor:
+        """Add what the flipped weights contribute: a sparse product with the patches of the input."""
+        columns, shape = _columns(product, self.layer, x)
+        outputs = self.layer.shape[0]
+        width = self.dense.numel() // outputs
+        flips = self.flips
+        values = self.layer.canonical(self.dense).flatten()[flips.to(self.dense.device)]
+        values = values * self.signs.to(values)
+        place = self.owner * outputs + flips // width
+        counts = torch.bincount(place, minlength=self.candidates * outputs)
+        touched = counts.nonzero()[:, 0]
+        if few := 4 * len(touched) < len(counts):
+            counts = counts[touched]
+        added = F.embedding_bag(
+            (flips % width).int().to(x.device),
+            columns,
+            (counts.cumsum(0) - counts).int().to(x.device),
+            mode="sum",
+            per_sample_weights=values.to(columns),
+        )
+        at = 2 if product.dims else parent.dim()
+        result = _repeated(parent, self.candidates)
+        target = result.movedim(at, 1)
+        if few:
+            touched = touched.to(x.device)
+            target[touched // outputs, touched % outputs] += added.reshape(-1, *shape)
+        else:
+            target += added.reshape(-1, outputs, *shape)
+        return result
+
+
+def _repeated(x: Tensor, count: int) -> Tensor:
+    """Return `count` copies of `x`, each laid out in memory as `x` is."""
+    steps = x.stride()
+    order = sorted(range(x.dim()), key=lambda d: (-steps[d], d))
+    back = [order.index(d) + 1 for d in range(x.dim())]
+    straight = x.permute(order)
+    return straight.expand(count, *straight.shape).clone().permute(0, *back)
+
+
+def _columns_fit(product: Product, x: Tensor) -> bool:
+    return product.dims == 0 or x.dim() == product.dims + 2
+
+
+def _columns(product: Product, layer: Layer, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+    """Return the inputs of each weight ``(in x kernel, positions)`` and the positions' shape."""
+    if product.dims == 0:
+        return x.reshape(-1, x.shape[-1]).T.contiguous(), tuple(x.shape[:-1])
+    kernel = layer.shape[2:]
+    options = product.options
+    stride, dilation = (_several(options.get(k, 1), product.dims) for k in ("stride", "dilation"))
+    x = F.pad(x, _padding(options.get("padding", 0), kernel, dilation))
+    sizes = [
+        (n - d * (k - 1) - 1) // s + 1
+        for n, k, s, d in zip(x.shape[2:], kernel, stride, dilation, strict=True)
+    ]
+    step = x.stride()
+    windows = x.as_strided(
+        (x.shape[1], *kernel, x.shape[0], *sizes),
+        (
+            step[1],
+            *(a * d for a, d in zip(step[2:], dilation, strict=True)),
+            step[0],
+            *(a * s for a, s in zip(step[2:], stride, strict=True)),
+        ),
+    )
+    return windows.reshape(x.shape[1] * math.prod(kernel), -1), (x.shape[0], *sizes)
+
+
+def _several(value: Any, dims: int) -> tuple[int, ...]:
+    return (int(value),) * dims if isinstance(value, int) else tuple(value) * (dims if len(value) == 1 else 1)
+
+
+def _padding(value: Any, kernel: Sequence[int], dilation: Sequence[int]) -> list[int]:
+    if value == "valid":
+        value = 0
+    if value == "same":
+        total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+        pairs = [(t // 2, t - t // 2) for t in total]
+    else:
+        pairs = [(p, p) for p in _several(value, len(kernel))]
+    return [n for pair in reversed(pairs) for n in pair]
+
+
+@dataclass(frozen=True)
+class Channels:
+    """Whole output channels that differ: no weight is touched, the dense layer's outputs are masked.
+
+    Attributes:
+        layer: which one.
+        dense: the weight with nothing zeroed.
+        bias: the bias with nothing zeroed, or None.
+        kept: ``(candidates, outputs)``.
+    """
+
+    layer: Layer
+    dense: Tensor
+    bias: Tensor | None
+    kept: Tensor
+
+    def weights(self) -> Tensor:
+        """Return the masked weights of every candidate."""
+        shape = (*self.kept.shape, *([1] * (len(self.layer.shape) - 1)))
+        every = self.kept.reshape(shape).expand(len(self.kept), *self.layer.shape)
+        return self.layer.native(every).to(self.dense.dtype) * self.dense
+
+    def biases(self) -> Tensor:
+        """Return the masked biases of every candidate; there must be a bias."""
+        assert self.bias is not None
+        return self.kept.to(self.bias.dtype) * self.bias
+
+    def from_one(self, product: Product, x: Tensor, parent: Tensor | None) -> Tensor:
+        """Mask the dense layer's output."""
+        y = product(x, self.dense, self.bias)
+        return y * self._spread(product, y.dim())
+
+    def from_many(self, product: Product, x: Tensor) -> Tensor:
+        """Mask the dense layer's output for every candidate's input."""
+        if product.dims and x.dim() == product.dims + 3:
+            y: Tensor = product(x.flatten(0, 1), self.dense, self.bias).unflatten(0, x.shape[:2])
+        elif product.dims == 0:
+            y = product(x, self.dense, self.bias)
+        else:
+            y = torch.stack([product(part, self.dense, self.bias) for part in x])
+        return y * self._spread(product, y.dim() - 1)
+
+    def _spread(self, product: Product, dims: int) -> Tensor:
+        """Return the masks in the shape of outputs of `dims` dimensions, candidates first."""
+        channel = dims - 1 - product.dims
+        shape = [1] * dims
+        shape[channel] = self.kept.shape[1]
+        return self.kept.to(self.dense.dtype).reshape(len(self.kept), *shape)

@@ -1,0 +1,192 @@
+"""One run of the student as it stands: which prunable weights are used, in what order, with what result.
+
+A function mode sees the calls wherever they are made (in modules, in `torch.nn.functional`, inside
+attention), so that nothing depends on how the model is written and nothing has to be traced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
+
+_PRODUCTS = {
+    "linear",
+    *(f"conv{d}d" for d in (1, 2, 3)),
+    *(f"conv_transpose{d}d" for d in (1, 2, 3)),
+    "embedding",
+    "embedding_bag",
+    "multi_head_attention_forward",
+}
+"""Functions whose result can stand for the call: what a prefix keeps."""
+
+
+def tensors(*trees: Any) -> list[Tensor]:
+    """Return the tensors in arguments: tuples, lists and dicts of any nesting."""
+    found: list[Tensor] = []
+    for x in trees:
+        if isinstance(x, Tensor):
+            found.append(x)
+        elif isinstance(x, tuple | list):
+            found += tensors(*x)
+        elif isinstance(x, dict):
+            found += tensors(*x.values())
+    return found
+
+
+def flexible(func: Callable[..., Any], args: tuple[Any, ...]) -> Callable[..., Any]:
+    """Return `func`, or what gives the same for any memory layout.
+
+    A `view` becomes a `reshape`; pooling to one value, which restrides its result, becomes a mean.
+    """
+    if func is Tensor.view and not any(isinstance(x, torch.dtype) for x in args):
+        return torch.Tensor.reshape
+    if getattr(func, "__name__", "") == "adaptive_avg_pool2d" and args[1:] in ((1,), ((1, 1),)):
+        return _mean_pool
+    return func
+
+
+def _mean_pool(x: Tensor, _size: Any) -> Tensor:
+    return x.mean((-2, -1), keepdim=True)
+
+
+def channels_last(func: Callable[..., Any], result: Any) -> Any:
+    """Return the images that a convolution gives with their channels last in memory.
+
+    That order is what processors pool and convolve fastest; what follows keeps it.
+    """
+    if getattr(func, "__name__", "") == "conv2d" and result.dim() == 4:
+        return result.contiguous(memory_format=torch.channels_last)
+    return result
+
+
+def is_product(func: Callable[..., Any]) -> bool:
+    """Tell whether a function's result can be kept and given back for the same call."""
+    return getattr(func, "__name__", "") in _PRODUCTS
+
+
+def is_getter(func: Callable[..., Any]) -> bool:
+    """Tell whether a function only reads an attribute such as `shape`."""
+    return getattr(func, "__name__", "") == "__get__"
+
+
+@dataclass
+class Step:
+    """One function call of a run.
+
+    Attributes:
+        result: what the function returned; None where that is no tensor, or is not kept.
+        versions: of the result's tensors when they were returned.
+        work: multiplications with prunable weights, for all samples.
+        numel: numbers in the result.
+    """
+
+    result: Any
+    versions: tuple[int, ...]
+    work: float
+    numel: int
+
+    @property
+    def overwritten(self) -> bool:
+        """Whether the model has changed the result in place since."""
+        return tuple(x._version for x in tensors(self.result)) != self.versions
+
+
+@dataclass
+class Record:
+    """What one run has shown.
+
+    Attributes:
+        steps: the function calls, in order.
+        first: for each layer that was used, the number of the step that used it first.
+        outputs: what the forward returned.
+    """
+
+    steps: list[Step] = field(default_factory=list)
+    first: dict[int, int] = field(default_factory=dict)
+    outputs: Any = None
+
+    @property
+    def in_place(self) -> bool:
+        """Whether the model has overwritten what is kept."""
+        return any(step.overwritten for step in self.steps)
+
+    @property
+    def bytes(self) -> int:
+        """Memory of what is kept."""
+        kept = {x.data_ptr(): x.numel() * x.element_size() for s in self.steps for x in tensors(s.result)}
+        return sum(kept.values())
+
+    def work_from(self, start: int) -> float:
+        """Return the multiplications of the steps from number `start` on."""
+        return sum(step.work for step in self.steps[start:])
+
+    def largest_from(self, start: int) -> int:
+        """Return the numbers in the largest result from step `start` on."""
+        return max([step.numel for step in self.steps[start:]], default=1)
+
+
+class Recorder(TorchFunctionMode):
+    """Fills a record.
+
+    Args:
+        layers: the layer of each prunable parameter, by ``id``.
+        record: what is filled.
+        copy: keep copies, and of products with prunable weights alone: for models that work in place.
+    """
+
+    def __init__(self, layers: Mapping[int, int], record: Record, copy: bool) -> None:
+        super().__init__()
+        self._layers = layers
+        self._record = record
+        self._copy = copy
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if is_getter(func):
+            return func(*args, **kwargs)
+        used = [x for x in tensors(args, kwargs) if id(x) in self._layers]
+        steps, first = self._record.steps, self._record.first
+        for x in used:
+            first.setdefault(self._layers[id(x)], len(steps))
+        result = channels_last(func, flexible(func, args)(*args, **kwargs))
+        found = tensors(result)
+        numel = sum(x.numel() for x in found)
+        work = float(sum(x.numel() / max(1, x.shape[0]) for x in used) * numel)
+        kept = result if found else None
+        if self._copy:
+            kept = copied(result) if used and is_product(func) else None
+        steps.append(Step(kept, tuple(x._version for x in tensors(kept)), work, numel))
+        return result
+
+
+def copied(result: Any) -> Any:
+    """Return a copy of a function's result."""
+    return tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, result)
+
+
+@contextmanager
+def plain_attention() -> Iterator[None]:
+    """Keep attention on the path whose calls can be seen, not the fused one."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def record(run: Callable[[], Any], layers: Mapping[int, int], copy: bool) -> Record:
+    """Run the student once and return what it did."""
+    found = Record()
+    with torch.no_grad(), plain_attention(), Recorder(layers, found, copy):
+        found.outputs = run()
+    return found

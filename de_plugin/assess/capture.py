@@ -171,7 +171,7 @@ def input_energy(problem: Problem, index: Tensor) -> list[Tensor]:
     total = [
         torch.zeros_like(layer.parameter, dtype=_wide(layer.parameter)) for layer in problem.units.layers
     ]
-    batches = problem.pool.take(index)
+    batches = problem.batches(index)
 
     def visit(call: Call) -> None:
         parameter = problem.units.layers[call.layer].parameter
@@ -223,7 +223,7 @@ def grams(
             total[key] = total[key] + product if key in total else product
             count[key] = count.get(key, 0) + len(x)
 
-    batches = problem.pool.take(index)
+    batches = problem.batches(index)
     with problem.units.zeroed(problem.kept), problem.repaired(batches):
         observe(problem, batches, visit)
     result: dict[int, list[tuple[slice, Tensor]]] = {}

@@ -23,6 +23,10 @@ _TRIED = 16
 class Evaluator(Protocol):
     """Measures every candidate on the same samples."""
 
+    @property
+    def samples(self) -> int:
+        """Samples of one candidate that a pass holds with ease."""
+
     def __call__(self, population: Candidates, index: Tensor) -> Values:
         """Return one divergence a candidate."""
 
@@ -38,6 +42,11 @@ class Serial:
     def __init__(self, problem: Problem, repair: bool = False) -> None:
         self.problem = problem
         self.repair = repair
+
+    @property
+    def samples(self) -> int:
+        """The samples of a batch."""
+        return self.problem.pool.batch_size
 
     def __call__(self, population: Candidates, index: Tensor) -> Values:
         """Return one divergence a candidate."""
@@ -65,6 +74,11 @@ class Guarded:
     def __init__(self, problem: Problem, fast: Evaluator) -> None:
         self.problem = problem
         self._evaluator = fast
+
+    @property
+    def samples(self) -> int:
+        """What the evaluator in use says."""
+        return self._evaluator.samples
 
     def __call__(self, population: Candidates, index: Tensor) -> Values:
         """Return one divergence a candidate."""

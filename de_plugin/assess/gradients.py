@@ -35,7 +35,7 @@ def mean_gradient(problem: Problem, index: Tensor) -> list[Tensor]:
     parameters = [layer.parameter for layer in problem.units.layers]
     flags = [p.requires_grad for p in parameters]
     total = [torch.zeros_like(p) for p in parameters]
-    batches = problem.pool.take(index)
+    batches = problem.batches(index)
     samples = sum(b.size for b in batches)
     try:
         for p in parameters:

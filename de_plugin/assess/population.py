@@ -34,6 +34,7 @@ _SLAB_BYTES = 128 << 20
 _MOST = 64
 """Candidates in one pass at most."""
 _FLOAT = 4
+_SAMPLES = 4096
 _FEWEST = 16
 """Samples in one pass at least."""
 
@@ -85,6 +86,12 @@ class Population:
         self._structure = self._record(problem.pool.take(problem.search[:1])[0])
         for step in self._structure.steps:
             step.result = None
+
+    @property
+    def samples(self) -> int:
+        """Samples of one candidate that the working set holds."""
+        held = _FLOAT * sum(step.numel for step in self._structure.steps)
+        return max(1, min(_SAMPLES, self.working_set // max(1, held)))
 
     # -- measuring -------------------------------------------------------------------------------
 
@@ -147,9 +154,9 @@ class Population:
         """Cut samples into passes: as many as the working set holds for all candidates."""
         if self.problem.pool.stacked is None:
             return iter(index.split(1))
-        bytes_ = _FLOAT * self._structure.largest_from(min(starts, default=0))
-        wanted = self.working_set // (bytes_ * max(1, min(_MOST, len(starts))))
-        return iter(index.split(min(max(wanted, _FEWEST), 4096)))
+        held = _FLOAT * self._structure.largest_from(min(starts, default=0))
+        wanted = self.working_set // (held * max(1, min(_MOST, len(starts))))
+        return iter(index.split(min(max(wanted, _FEWEST), _SAMPLES)))
 
     def _runs_on(self, part: Tensor, whole: bool) -> list[Run]:
         """Return the student's runs on some samples, from memory where they have been asked for before."""

@@ -146,6 +146,10 @@ class Problem:
         """Return the divergence of each candidate on the data held back from the search."""
         return self.assess(population, self.held_back, repair=repair)
 
+    def batches(self, index: Tensor) -> list[Batch]:
+        """Return the samples `index` in batches: larger ones than asked for where activations are small."""
+        return self.pool.take(index, max(self.pool.batch_size, self._evaluator.samples))
+
     def measure(self, batches: list[Batch]) -> Tensor:
         """Return the divergence of the model as it stands, a 0-dim tensor, mean over samples."""
         total = torch.zeros((), device=self.device)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from de_plugin.assess.factors import linear_factors
 from de_plugin.assess.gradients import sample_gradients
 from de_plugin.assess.problem import Problem
 from de_plugin.criteria.base import register
@@ -35,6 +36,10 @@ def diagonal(
         GradientError: the model has no usable gradient.
         DataError: labels are asked for and there are none.
     """
+    factors = None if labels else linear_factors(problem, index, generator)
+    if factors is not None:
+        wide = [(widened(x), widened(d)) for x, d in factors]
+        return [d.square().T @ x.square() / len(x) for x, d in wide]
     total = [torch.zeros_like(widened(layer.parameter.detach())) for layer in problem.units.layers]
     rows = 0
     for found in sample_gradients(problem, index, generator, labels=labels):

@@ -4,15 +4,20 @@ import importlib
 import json
 import os
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, TypeVar, cast
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from de_plugin.errors import ArgumentError, DEError, MissingDependencyError
+
+T = TypeVar("T")
 
 
 def _zoos() -> list[ModuleType]:
@@ -91,13 +96,26 @@ def check_writable(output: Path) -> None:
         raise ArgumentError(f"--output {output}: cannot be written; choose another file")
 
 
+def first_alone(rank: int, load: Callable[[], T]) -> T:
+    """Let the first process load, download and train what is missing, and the others after it."""
+    if not dist.is_available() or not dist.is_initialized():
+        return load()
+    result = load() if rank == 0 else None
+    dist.barrier()
+    return load() if result is None else result
+
+
+def _loaded(model: str, data: str, checkpoint: Path | None) -> tuple[nn.Module, Any, Any]:
+    return (load_model(model, data, checkpoint), *load_data(data))
+
+
 def _zoo_of(zoos: list[ModuleType]) -> ModuleType:
     if not zoos:
         raise MissingDependencyError("no zoo is installed: pip install 'de_plugin[examples]'")
     return zoos[0]
 
 
-def _build() -> Any:
+def _build(rank: int = 0) -> Any:
     try:
         import typer
         from rich.console import Console
@@ -161,18 +179,22 @@ def _build() -> Any:
         checkpoint: Annotated[Path | None, typer.Option(help="Weights as safetensors.")] = None,
         output: Annotated[Path | None, typer.Option(help="Write the pruned weights here.")] = None,
         seed: Annotated[int, typer.Option(help="Of every draw.")] = 0,
+        resume: Annotated[
+            Path | None, typer.Option(help="Folder that keeps the search; the same call goes on from there.")
+        ] = None,
         as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
     ) -> None:
         """Prune a model and report what it cost.
 
         Example: de-plugin prune --model lenet5 --data mnist --sparsity 0.95 --output pruned.safetensors
+
+        On several cores or machines: torchrun --nproc-per-node 4 -m de_plugin prune ...
         """
         if output is not None:
             check_writable(output)
-        network = load_model(model, data, checkpoint)
-        calibration, test = load_data(data)
+        network, calibration, test = first_alone(rank, lambda: _loaded(model, data, checkpoint))
         budget = Budget(evaluations or None, seconds or None)
-        with Bar(console=console, disable=as_json, transient=True) as bar:
+        with Bar(console=console, disable=as_json or rank > 0, transient=True) as bar:
             task = bar.add_task("pruning", total=None)
             report = run(
                 network,
@@ -190,6 +212,7 @@ def _build() -> Any:
                 samples=samples or None,
                 budget=budget,
                 seed=seed,
+                checkpoint=resume,
                 progress=lambda p: bar.update(
                     task,
                     total=p.cycles,
@@ -197,6 +220,8 @@ def _build() -> Any:
                     description=f"sparsity {p.sparsity:.1%} divergence {p.divergence:.4g}",
                 ),
             )
+        if rank > 0:
+            return
         result = report.to_dict()
         if test is not None:
             result["accuracy"] = _zoo_of(_zoos()).accuracy(network, *test)
@@ -229,11 +254,31 @@ def _build() -> Any:
     return app
 
 
+@contextmanager
+def ranks() -> Iterator[int]:
+    """Join the other processes where `torchrun` has started this one; yield its rank."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or not dist.is_available():
+        yield 0
+        return
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    dist.init_process_group("nccl" if cuda else "gloo")
+    try:
+        yield dist.get_rank()
+    finally:
+        dist.destroy_process_group()
+
+
 def main() -> None:
-    """Run the command line; errors that de_plugin raises end with their message and exit code 2."""
+    """Run the command line; errors that de_plugin raises end with their message and exit code 2.
+
+    Under `torchrun` the processes share the work, and the first alone prints and writes.
+    """
     torch.set_num_threads(max(1, min(torch.get_num_threads(), 8)))
     try:
-        _build()()
+        with ranks() as rank:
+            _build(rank)()
     except DEError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(2)

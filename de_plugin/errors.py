@@ -35,6 +35,14 @@ class GradientError(DEError, RuntimeError):
     """A criterion needs a gradient and the divergence or the model has none."""
 
 
+class RankError(DEError, RuntimeError):
+    """A process of a distributed search has died or cannot be reached."""
+
+
+class CheckpointError(DEError, ValueError):
+    """A checkpoint is damaged, or was written by another search."""
+
+
 class MissingDependencyError(DEError, ImportError):
     """An optional package is needed; the message holds the command that installs it."""
 

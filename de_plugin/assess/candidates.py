@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -126,9 +126,3 @@ class Made(_Masked):
 def candidates(given: Masks | Candidates) -> Candidates:
     """Return `given` as candidates."""
     return Listed(given) if isinstance(given, Tensor) else given
-
-
-def each(population: Candidates) -> Iterator[Mask]:
-    """Yield the masks one after the other."""
-    for number in range(len(population)):
-        yield population.mask(number)

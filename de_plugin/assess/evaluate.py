@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from de_plugin.assess.candidates import Candidates, Flipped, each
+from de_plugin.assess.candidates import Candidates, Flipped
 from de_plugin.assess.vectorised import BatchingError, reason
 from de_plugin.errors import ArgumentError, DEWarning
 from de_plugin.types import Values
@@ -52,15 +52,18 @@ class Serial:
         """Return one divergence a candidate."""
         problem = self.problem
         batches = problem.pool.take(index)
-        values = torch.empty(len(population), dtype=torch.float64)
-        for row, kept in enumerate(each(population)):
+        values = torch.zeros(len(population), dtype=torch.float64)
+        for row in range(len(population)):
+            if not problem.ranks.mine(row):
+                continue
+            kept = population.mask(row)
             with torch.no_grad(), problem.units.zeroed(kept):
                 if self.repair:
                     with problem.repaired(batches):
                         values[row] = float(problem.measure(batches))
                 else:
                     values[row] = float(problem.measure(batches))
-        return values
+        return problem.ranks.total(values)
 
 
 class Guarded:

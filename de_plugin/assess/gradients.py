@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -34,29 +34,74 @@ def mean_gradient(problem: Problem, index: Tensor) -> list[Tensor]:
     """
     parameters = [layer.parameter for layer in problem.units.layers]
     flags = [p.requires_grad for p in parameters]
-    total = [torch.zeros_like(p) for p in parameters]
     batches = problem.batches(index)
     samples = sum(b.size for b in batches)
+
+    def part(numbers: Sequence[int]) -> list[Tensor]:
+        total = [torch.zeros_like(p) for p in parameters]
+        for batch in (batches[n] for n in numbers):
+            value = problem.measure([batch])
+            if not value.requires_grad:
+                raise GradientError(
+                    f"divergence={problem.divergence.name!r}: no gradient reaches the weights; use "
+                    "criteria without gradients (magnitude, activation, random)"
+                )
+            found = torch.autograd.grad(value, parameters, allow_unused=True)
+            for into, g in zip(total, found, strict=True):
+                if g is not None:
+                    into += g * (batch.size / samples)
+        return total
+
     try:
         for p in parameters:
             p.requires_grad_(True)
         with torch.enable_grad(), problem.units.zeroed(problem.kept), problem.repaired(batches):
-            for batch in batches:
-                value = problem.measure([batch])
-                if not value.requires_grad:
-                    raise GradientError(
-                        f"divergence={problem.divergence.name!r}: no gradient reaches the weights; use "
-                        "criteria without gradients (magnitude, activation, random)"
-                    )
-                for into, g in zip(
-                    total, torch.autograd.grad(value, parameters, allow_unused=True), strict=True
-                ):
-                    if g is not None:
-                        into += g * (batch.size / samples)
+            return [x.detach() for x in problem.ranks.sum_in_order(len(batches), part)]
     finally:
         for p, flag in zip(parameters, flags, strict=True):
             p.requires_grad_(flag)
-    return total
+
+
+def mean_over_samples(
+    problem: Problem,
+    index: Tensor,
+    generator: torch.Generator,
+    reduce: Callable[[list[Tensor]], list[Tensor]],
+    *,
+    labels: bool = False,
+) -> list[Tensor]:
+    """Return the mean over samples of what `reduce` sums up of their gradients; ranks share the samples.
+
+    Args:
+        problem: whose student is asked.
+        index: the samples.
+        generator: draws the targets.
+        reduce: returns sums over the samples of gradients ``(samples, *parameter.shape)`` a layer.
+        labels: use the batches' labels.
+
+    Raises:
+        GradientError: the model or the divergence has no usable gradient.
+        DataError: labels are asked for and there are none.
+    """
+    seed = int(torch.randint(1 << 62, (), generator=generator))
+    chunks = index.split(_chunk(problem)) if problem.pool.stacked is not None else index.split(1)
+    nothing = reduce([torch.zeros_like(layer.parameter)[None] for layer in problem.units.layers])
+
+    def part(numbers: Sequence[int]) -> list[Tensor]:
+        total = [torch.zeros_like(x) for x in nothing]
+        for n in numbers:
+            targets = torch.Generator().manual_seed(seed + n)
+            for found in sample_gradients(problem, chunks[n], targets, labels=labels):
+                total = [a.add_(b) for a, b in zip(total, reduce(found), strict=True)]
+        return total
+
+    return [x.div_(len(index)) for x in problem.ranks.sum_in_order(len(chunks), part)]
+
+
+def _chunk(problem: Problem) -> int:
+    """Return how many samples' gradients fit in memory."""
+    weights = sum(layer.parameter.numel() for layer in problem.units.layers)
+    return max(1, min(problem.pool.batch_size, _CHUNK_BYTES // (4 * weights)))
 
 
 def sample_gradients(
@@ -74,11 +119,9 @@ def sample_gradients(
     if labels:
         problem.require_labels("labels=True")
     curved = problem.divergence if isinstance(problem.divergence, Curved) else MSE()
-    weights = sum(layer.parameter.numel() for layer in problem.units.layers)
-    chunk = max(1, min(problem.pool.batch_size, _CHUNK_BYTES // (4 * weights)))
     call = Call(problem).eval()
     with problem.units.zeroed(problem.kept):
-        for batch in problem.pool.take(index, chunk):
+        for batch in problem.pool.take(index, _chunk(problem)):
             with torch.no_grad():
                 outputs = problem.forward(problem.model, batch.inputs)
             if not leaves(outputs):

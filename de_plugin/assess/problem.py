@@ -15,8 +15,10 @@ from de_plugin.assess.candidates import Candidates, candidates
 from de_plugin.assess.divergence import Curved, Custom, Divergence
 from de_plugin.assess.divergence import divergence as resolved
 from de_plugin.assess.evaluate import Evaluator, Serial, evaluator
+from de_plugin.assess.fingerprint import fingerprint
 from de_plugin.assess.granularity import NM, Granularity
 from de_plugin.assess.guard import check_counts, require_eval, require_gradients_possible
+from de_plugin.assess.ranks import Ranks
 from de_plugin.assess.select import lowest
 from de_plugin.assess.teacher import Forward, ask, check_zero, plain_forward
 from de_plugin.assess.units import ParameterUnits, Pattern
@@ -85,6 +87,7 @@ class Problem:
         self.divergence = resolved(divergence)
         self.units = ParameterUnits(model, granularity, include=include, exclude=exclude)
         self.device = self.units.device
+        self.ranks = Ranks(self.device)
         self.seed = seed
         self.kept: Mask = torch.ones(self.units.count, dtype=torch.bool)
         """The units that have not been zeroed for good."""
@@ -108,6 +111,9 @@ class Problem:
         self.pool = Pool(answered, batch_size, spill)
         self.search, self.held_back = self._partition(holdout)
         self._evaluator: Evaluator = evaluator(self, evaluate)
+        if self.ranks.world > 1:
+            self.ranks.check_equal("model", fingerprint((*model.parameters(), *model.buffers())))
+            self.ranks.check_equal("batches", self.pool.digest)
         check_zero(self.divergence, self.pool.take(self.search[:1])[0])
 
     # -- set-up ----------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from de_plugin.assess.factors import linear_factors
-from de_plugin.assess.gradients import sample_gradients
+from de_plugin.assess.gradients import mean_over_samples
 from de_plugin.assess.problem import Problem
 from de_plugin.criteria.base import register
 from de_plugin.criteria.gradient import GradientCriterion
@@ -40,13 +40,11 @@ def diagonal(
     if factors is not None:
         wide = [(widened(x), widened(d)) for x, d in factors]
         return [d.square().T @ x.square() / len(x) for x, d in wide]
-    total = [torch.zeros_like(widened(layer.parameter.detach())) for layer in problem.units.layers]
-    rows = 0
-    for found in sample_gradients(problem, index, generator, labels=labels):
-        for into, g in zip(total, found, strict=True):
-            into += widened(g).square().sum(0)
-        rows += len(found[0])
-    return [t / rows for t in total]
+
+    def squares(found: list[Tensor]) -> list[Tensor]:
+        return [widened(g).square().sum(0) for g in found]
+
+    return mean_over_samples(problem, index, generator, squares, labels=labels)
 
 
 @register("fisher")

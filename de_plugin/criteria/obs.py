@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from de_plugin.assess.gradients import sample_gradients
+from de_plugin.assess.gradients import mean_over_samples
 from de_plugin.assess.problem import Problem
 from de_plugin.assess.units import Layer
 from de_plugin.criteria.base import register
@@ -127,18 +127,15 @@ class OBS(GradientCriterion):
         index, targets = self._drawn(problem, _KEY)
         layers = problem.units.layers
         sizes = self._block_sizes(problem)
-        total: list[Tensor] = []
-        rows = 0
-        for found in sample_gradients(problem, index, targets, labels=self.labels):
-            for number, (layer, g, size) in enumerate(zip(layers, found, sizes, strict=True)):
-                vectors = _blocked(layer, widened(g), size).movedim(0, 1)
-                product = vectors.mT @ vectors
-                if number < len(total):
-                    total[number] += product
-                else:
-                    total.append(product)
-            rows += len(found[0])
-        return [t.div_(rows) for t in total]
+
+        def products(found: list[Tensor]) -> list[Tensor]:
+            blocks = [
+                _blocked(layer, widened(g), size).movedim(0, 1)
+                for layer, g, size in zip(layers, found, sizes, strict=True)
+            ]
+            return [vectors.mT @ vectors for vectors in blocks]
+
+        return mean_over_samples(problem, index, targets, products, labels=self.labels)
 
     def _block_sizes(self, problem: Problem) -> list[int]:
         counts = [layer.parameter.numel() for layer in problem.units.layers]

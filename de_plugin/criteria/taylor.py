@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
+from torch import Tensor
 
-from de_plugin.assess.gradients import sample_gradients
+from de_plugin.assess.gradients import mean_over_samples
 from de_plugin.assess.problem import Problem
 from de_plugin.criteria.base import register
 from de_plugin.criteria.gradient import GradientCriterion
@@ -48,10 +48,10 @@ class Taylor(GradientCriterion):
         """
         index, targets = self._drawn(problem, _KEY)
         ours = weights(problem)
-        total = torch.zeros(problem.units.count, dtype=torch.float64)
-        rows = 0
-        for found in sample_gradients(problem, index, targets, labels=self.labels):
+
+        def sizes(found: list[Tensor]) -> list[Tensor]:
             changes = problem.units.reduce([g * w for g, w in zip(found, ours, strict=True)])
-            total += changes.abs().sum(0).cpu().double()
-            rows += len(changes)
-        return finish(problem, eligible, total / rows, self.name)
+            return [changes.abs().sum(0).cpu().double()]
+
+        [mean] = mean_over_samples(problem, index, targets, sizes, labels=self.labels)
+        return finish(problem, eligible, mean, self.name)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -19,6 +20,7 @@ from de_plugin.assess.teacher import Forward
 from de_plugin.assess.units import Pattern
 from de_plugin.criteria import Criterion
 from de_plugin.errors import ArgumentError
+from de_plugin.prune.checkpoint import Checkpoint, identity, restore, saved
 from de_plugin.prune.directed_evolution import Evolving
 from de_plugin.prune.masks import apply as attach
 from de_plugin.prune.masks import bake
@@ -65,6 +67,7 @@ def prune(
     holdout: float = 0.1,
     memory: int = 4 << 30,
     seed: int = 0,
+    checkpoint: str | Path | None = None,
 ) -> Report:
     """Zero the units whose loss changes the model's outputs least.
 
@@ -95,7 +98,8 @@ def prune(
         batch_size: samples in a forward pass.
         holdout: fraction of the samples held back from the search.
         memory: bytes for the inputs, and again for the teacher's outputs before they go to a file.
-        seed: of every draw; the same seed gives the same masks.
+        seed: of every draw; the same seed gives the same masks, on any number of ranks.
+        checkpoint: a folder in which the search is kept after each cycle; the same call goes on from there.
 
     Returns:
         What was done, with the masks.
@@ -132,7 +136,8 @@ def prune(
             budget=budget,
         )
         plan.prepare(problem)
-        result = Cycles(problem, plan, started).run(progress)
+        store = None if checkpoint is None else Checkpoint(checkpoint, identity(problem, plan))
+        result = Cycles(problem, plan, started, store).run(progress)
         if apply == "none":
             snapshot.restore()
         elif apply == "bake":
@@ -150,11 +155,14 @@ class Cycles:
         problem: what is asked.
         plan: what is done.
         started: when, a `time.monotonic` reading.
+        store: where it is kept after each cycle.
     """
 
     problem: Problem
     plan: Plan
     started: float
+    store: Checkpoint | None = None
+    done: int = 0
     history: list[CycleReport] = field(default_factory=list)
     cut_short: bool = False
 
@@ -163,13 +171,15 @@ class Cycles:
         problem, plan = self.problem, self.plan
         fractions = plan.schedule.fractions(plan.total / problem.units.count)
         last = len(fractions)
-        for number, fraction in enumerate(fractions, 1):
+        self._resume()
+        for number, fraction in enumerate(fractions[self.done :], self.done + 1):
             problem.out_of_budget = partial(self._spent, number / last)
             if number < last and self._spent():
                 self.cut_short = True
                 continue
             aim = plan.total if number == last else round(fraction * problem.units.count)
             self._cycle(number, aim)
+            self._keep(number)
             if progress is not None:
                 progress(self._progress(last))
         problem.out_of_budget = self._spent
@@ -177,7 +187,8 @@ class Cycles:
         return report(problem, plan, self.history, self.cut_short or self._spent(), self._seconds())
 
     def _spent(self, share: float = 1.0) -> bool:
-        return self.plan.budget.spent(self.problem.evaluations, self.started, share)
+        spent = self.plan.budget.spent(self.problem.evaluations, self.started, share)
+        return spent if self.plan.budget.seconds is None else self.problem.ranks.agreed(spent)
 
     def _seconds(self) -> float:
         return time.monotonic() - self.started
@@ -198,6 +209,34 @@ class Cycles:
         after = float(problem.gate(problem.kept[None], repair=False)[0])
         sparsity = 1 - int(problem.kept.sum()) / problem.units.count
         self.history.append(CycleReport(number, sparsity, cut, after, problem.evaluations, self._seconds()))
+
+    def _keep(self, number: int) -> None:
+        """Write the search as it stands to its checkpoint."""
+        self.done = number
+        if self.store is None:
+            return
+        if self.problem.ranks.rank == 0:
+            tensors, state = saved(self.problem)
+            own = {
+                "done": number,
+                "cut_short": self.cut_short,
+                "seconds": self._seconds(),
+                "history": [asdict(x) for x in self.history],
+            }
+            self.store.save(tensors, {**state, "cycles": own})
+        self.problem.ranks.wait()
+
+    def _resume(self) -> None:
+        """Go back to where the checkpoint is, if there is one."""
+        found = None if self.store is None else self.store.load()
+        if found is None:
+            return
+        tensors, state = found
+        restore(self.problem, tensors, state)
+        own = state["cycles"]
+        self.done, self.cut_short = own["done"], own["cut_short"]
+        self.started -= own["seconds"]
+        self.history = [CycleReport(**x) for x in own["history"]]
 
     def _choose(self, count: int) -> Mask:
         problem, rank = self.problem, self.plan.criterion

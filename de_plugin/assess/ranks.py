@@ -1,0 +1,110 @@
+"""Several processes as one: work is shared out, numbers are put together, and the result is the same.
+
+Every rank runs the same search on the same data. What is shared out is the measuring; which rank
+does a piece of it never changes the piece, and sums are always taken in the same order, so that one,
+two or three ranks choose the same units bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from de_plugin.errors import ArgumentError, RankError
+
+_GROUPS = 12
+"""Parts of a sum over batches; fixed, so that the order of summation is."""
+
+
+class Ranks:
+    """The processes of `torch.distributed`, or this one alone where that was never initialised.
+
+    Args:
+        device: where collective operations on an NCCL group have their tensors.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        active = dist.is_available() and dist.is_initialized()
+        self.world = dist.get_world_size() if active else 1
+        self.rank = dist.get_rank() if active else 0
+        self._device = device if active and dist.get_backend() == "nccl" else torch.device("cpu")
+
+    def mine(self, number: int) -> bool:
+        """Tell whether piece `number` of the work is done by this rank."""
+        return number % self.world == self.rank
+
+    def total(self, values: Tensor) -> Tensor:
+        """Add up what the ranks have found: each entry is nil but on one of them, so nothing is rounded."""
+        if self.world == 1:
+            return values
+        shared = values.to(self._device)
+        self._run(lambda: dist.all_reduce(shared))
+        return shared.to(values.device)
+
+    def agreed(self, decision: bool) -> bool:
+        """Return the decision of the first rank: clocks differ."""
+        if self.world == 1:
+            return decision
+        flag = torch.tensor([int(decision)], device=self._device)
+        self._run(lambda: dist.broadcast(flag, 0))
+        return bool(flag.item())
+
+    def sum_in_order(self, count: int, part: Callable[[Sequence[int]], list[Tensor]]) -> list[Tensor]:
+        """Return the sum of `count` contributions, each computed by one rank.
+
+        Args:
+            count: how many there are.
+            part: returns the sum of some of them, float tensors of the same shapes each time; for none
+                of them, zeros.
+        """
+        groups = [range(count)[n::_GROUPS] for n in range(min(_GROUPS, count))]
+        total: list[Tensor] | None = None
+        for number, members in enumerate(groups):
+            found = part(members if self.mine(number) else ())
+            if self.world > 1:
+                owner = number % self.world
+                found = [self._from(owner, x) for x in found]
+            total = found if total is None else [a + b for a, b in zip(total, found, strict=True)]
+        return part(()) if total is None else total
+
+    def check_equal(self, what: str, fingerprint: int) -> None:
+        """Refuse ranks that hold different things.
+
+        Raises:
+            ArgumentError: `what` has another fingerprint on another rank.
+        """
+        if self.world == 1:
+            return
+        mine = torch.zeros(self.world, dtype=torch.int64, device=self._device)
+        mine[self.rank] = fingerprint
+        self._run(lambda: dist.all_reduce(mine))
+        other = [rank for rank, value in enumerate(mine.tolist()) if value != int(mine[0])]
+        if other:
+            raise ArgumentError(
+                f"{what}: rank(s) {other} hold(s) something else than rank 0; give all ranks the same model "
+                "and the same calibration data in the same order (the work is shared out later)"
+            )
+
+    def wait(self) -> None:
+        """Return when every rank has come so far."""
+        if self.world > 1:
+            self.total(torch.zeros(1))
+
+    def _from(self, owner: int, value: Tensor) -> Tensor:
+        shared = value.to(self._device).contiguous()
+        self._run(lambda: dist.broadcast(shared, owner))
+        return shared.to(value.device)
+
+    @staticmethod
+    def _run(collective: Callable[[], Any]) -> None:
+        try:
+            collective()
+        except RuntimeError as error:
+            raise RankError(
+                f"a rank has died or can't be reached ({str(error).splitlines()[0]}); start all of them "
+                "again: with prune(checkpoint=...) the search goes on where it was"
+            ) from error

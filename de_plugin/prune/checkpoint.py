@@ -1,0 +1,184 @@
+"""A search on disk: written whole after each cycle, refused by any other search, resumed bit for bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from de_plugin.assess.fingerprint import fingerprint
+from de_plugin.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from de_plugin.assess.problem import Problem
+    from de_plugin.prune.plan import Plan
+
+_FILE = "search.safetensors"
+_FORMAT = 1
+
+
+def identity(problem: Problem, plan: Plan) -> dict[str, str]:
+    """Return all that decides a search's result, as texts that can be compared."""
+    import de_plugin
+
+    model = {name: _digest(x) for name, x in problem.model.state_dict(keep_vars=True).items()}
+    units = problem.units
+    return {
+        "format": str(_FORMAT),
+        "de_plugin": de_plugin.__version__,
+        "torch": torch.__version__,
+        "model": _short(model),
+        "units": f"{units.granularity.name}: " + _short({x.name: x.count for x in units.layers}),
+        "target": f"{plan.total} of {units.count}"
+        + ("" if plan.quota is None else f" {plan.quota.tolist()}"),
+        "schedule": described(plan.schedule),
+        "criterion": described(plan.criterion),
+        "recovery": described(plan.recovery),
+        "finish": described(plan.finish),
+        "divergence": described(problem.divergence),
+        "data": f"{problem.pool.samples} samples {problem.pool.digest:08x}",
+        "split": f"{len(problem.search)} {len(problem.held_back)}",
+        "batch_size": str(problem.pool.batch_size),
+        "seed": str(problem.seed),
+    }
+
+
+def described(value: Any) -> str:
+    """Return a text that is the same in every process, for anything a search is set up with."""
+    if is_dataclass(value) and not isinstance(value, type):
+        inside = ", ".join(f"{f.name}={described(getattr(value, f.name))}" for f in fields(value) if f.repr)
+        return f"{type(value).__qualname__}({inside})"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{described(k)}: {described(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(described(x) for x in value) + "]"
+    if isinstance(value, Tensor):
+        return f"tensor {_digest(value)}"
+    if value is None or isinstance(value, str | int | float | bool):
+        return repr(value)
+    kind = value if hasattr(value, "__qualname__") else type(value)
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _digest(x: Tensor) -> str:
+    return f"{tuple(x.shape)} {x.dtype} {fingerprint([x]):08x}"
+
+
+def _short(parts: Mapping[str, Any]) -> str:
+    whole = json.dumps(parts, default=str)
+    return f"{len(parts)} tensors {zlib.crc32(whole.encode()):08x}"
+
+
+def saved(problem: Problem) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return what a search has changed and learnt: tensors, and plain data."""
+    model = problem.model
+    tensors = {f"model/{name}": x for name, x in (*model.named_parameters(), *model.named_buffers())}
+    tensors["kept"] = problem.kept
+    plain: dict[str, dict[str, Any]] = {}
+    for owner, values in problem.state.items():
+        plain[owner] = {k: v for k, v in values.items() if not isinstance(v, Tensor)}
+        tensors |= {f"state/{owner}/{k}": v for k, v in values.items() if isinstance(v, Tensor)}
+    return tensors, {
+        "state": plain,
+        "events": problem.events,
+        "evaluations": problem.evaluations,
+        "sample_evaluations": problem.sample_evaluations,
+    }
+
+
+def restore(problem: Problem, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+    """Bring a fresh problem to where `saved` found another one."""
+    model = problem.model
+    with torch.no_grad():
+        for name, x in (*model.named_parameters(), *model.named_buffers()):
+            x.data.copy_(tensors[f"model/{name}"])
+    problem.kept = tensors["kept"]
+    problem.state.clear()
+    problem.state.update(state["state"])
+    for name, value in tensors.items():
+        kind, _, rest = name.partition("/")
+        if kind == "state":
+            owner, _, key = rest.rpartition("/")
+            problem.state.setdefault(owner, {})[key] = value
+    problem.events[:] = state["events"]
+    problem.evaluations = state["evaluations"]
+    problem.sample_evaluations = state["sample_evaluations"]
+
+
+class Checkpoint:
+    """The file of one search in a folder of its own.
+
+    Args:
+        folder: where it is; made if it does not exist.
+        identity: of the search that is going to use it.
+
+    Raises:
+        CheckpointError: the folder cannot be made.
+    """
+
+    def __init__(self, folder: str | Path, identity: dict[str, str]) -> None:
+        self.path = Path(folder) / _FILE
+        self._identity = identity
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CheckpointError(
+                f"checkpoint={str(folder)!r}: {error}; give a folder that can be made"
+            ) from error
+
+    def save(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        """Write everything or nothing: a new file takes the old one's place when it is complete."""
+        fresh = self.path.with_suffix(f".{os.getpid()}.tmp")
+        metadata = {"identity": json.dumps(self._identity), "state": json.dumps(state, default=str)}
+        contiguous = {name: x.detach().cpu().contiguous().clone() for name, x in tensors.items()}
+        try:
+            save_file(contiguous, fresh, metadata)
+            with fresh.open("rb") as written:
+                os.fsync(written.fileno())
+            fresh.replace(self.path)
+        except OSError as error:
+            raise CheckpointError(
+                f"checkpoint: {self.path} cannot be written ({error}); make room or give another folder"
+            ) from error
+        finally:
+            fresh.unlink(missing_ok=True)
+
+    def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """Return the tensors and the state that were saved last, or None when there are none.
+
+        Raises:
+            CheckpointError: the file is damaged, or another search has written it.
+        """
+        if not self.path.exists():
+            return None
+        try:
+            with safe_open(self.path, "pt") as file:
+                metadata = file.metadata() or {}
+                known = json.loads(metadata["identity"])
+                state = json.loads(metadata["state"])
+                self._compare(known)
+                return {name: file.get_tensor(name) for name in file.keys()}, state  # noqa: SIM118
+        except (SafetensorError, OSError, KeyError, ValueError) as error:
+            if isinstance(error, CheckpointError):
+                raise
+            raise CheckpointError(
+                f"checkpoint: {self.path} is damaged ({error}); delete it to begin anew"
+            ) from error
+
+    def _compare(self, known: Mapping[str, str]) -> None:
+        names = [n for n in {**self._identity, **known} if known.get(n) != self._identity.get(n)]
+        if names:
+            parts = [f"{n} was {known.get(n)}, is {self._identity.get(n)}" for n in names]
+            raise CheckpointError(
+                f"checkpoint: {self.path} belongs to another search: {'; '.join(parts)}. Repeat that search "
+                "with the same arguments, or give another folder"
+            )

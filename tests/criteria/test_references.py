@@ -127,7 +127,9 @@ def test_taylor_agrees_with_a_loop(build: Any, thinned: Any, granularity: str, l
 @pytest.mark.parametrize("labels", [True, False])
 def test_fisher_agrees_with_a_loop(build: Any, thinned: Any, labels: bool) -> None:
     problem = thinned(build(granularity="channel"))
-    targets = problem.pool.stacked[1] if labels else drawn(thinned(build(granularity="channel")), 2, at_once=True)
+    targets = (
+        problem.pool.stacked[1] if labels else drawn(thinned(build(granularity="channel")), 2, at_once=True)
+    )
     squares = [[g.square() for g in found] for found in per_sample(problem, targets)]
     mean = [torch.stack(column).mean(0) for column in zip(*squares, strict=True)]
     expected = problem.units.reduce(

@@ -1,0 +1,175 @@
+"""Checkpoints: a search that was killed goes on bit for bit, and no other search takes its place."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+import de_plugin
+from de_plugin import Budget, DirectedEvolution
+from de_plugin.errors import CheckpointError
+from de_plugin.prune import checkpoint as module
+from de_plugin.prune.checkpoint import Checkpoint, described
+from tests.prune.a_search import search
+
+SCRIPT = Path(__file__).with_name("a_search.py")
+X = torch.randn(60, 6, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def expected() -> tuple[dict[str, Tensor], int]:
+    torch.set_num_threads(1)
+    model, _, calls = search()
+    return dict(model.state_dict()), calls
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
+
+
+def same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> bool:
+    return list(ours) == list(theirs) and all(torch.equal(a, theirs[n]) for n, a in ours.items())
+
+
+@pytest.mark.parametrize("moment", [0.1, 0.45, 0.62, 0.8, 0.99])
+def test_a_killed_search_resumes_bit_for_bit(moment: float, expected: Any, tmp_path: Path) -> None:
+    weights, calls = expected
+    folder, out = tmp_path / "kept", tmp_path / "out.safetensors"
+    command = [sys.executable, str(SCRIPT), str(out), "--checkpoint", str(folder)]
+    died = subprocess.run([*command, "--die-at", str(int(moment * calls))], check=False)
+    assert died.returncode == -9
+    assert not out.exists()
+    assert [p.name for p in folder.iterdir()] in ([], ["search.safetensors"])
+    model, report, again = search(folder)
+    assert same(dict(model.state_dict()), weights)
+    assert len(report.history) == 3
+    assert moment < 0.4 or again < calls, "nothing was taken from the checkpoint"
+
+
+def test_the_report_of_a_resumed_search_is_whole(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"schedule": 4, "recovery": "bias", "seed": 3}
+    whole = de_plugin.prune(network(), X, 0.6, "de", **options)
+    stopped: list[int] = []
+
+    def stop(progress: de_plugin.Progress) -> None:
+        stopped.append(progress.cycle)
+        if progress.cycle == 2:
+            raise KeyboardInterrupt
+
+    model = network()
+    with pytest.raises(KeyboardInterrupt):
+        de_plugin.prune(model, X, 0.6, "de", checkpoint=tmp_path, progress=stop, **options)
+    assert same(dict(model.state_dict()), dict(network().state_dict()))
+    resumed = de_plugin.prune(model, X, 0.6, "de", checkpoint=tmp_path, **options)
+    assert stopped == [1, 2]
+    assert [h.cycle for h in resumed.history] == [1, 2, 3, 4]
+    assert [h.divergence for h in resumed.history] == [h.divergence for h in whole.history]
+    assert resumed.evaluations == whole.evaluations
+    assert resumed.events == whole.events
+    assert all(torch.equal(resumed.masks[n], m) for n, m in whole.masks.items())
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Checkpoint(tmp_path, {"seed": "0"})
+    store.save({"a": torch.ones(3)}, {"done": 1})
+
+    def broken(*_: Any) -> None:
+        (tmp_path / "half").write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "save_file", broken)
+    with pytest.raises(KeyboardInterrupt):
+        store.save({"a": torch.zeros(3)}, {"done": 2})
+    found = store.load()
+    assert found is not None
+    assert found[1] == {"done": 1}
+    assert torch.equal(found[0]["a"], torch.ones(3))
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"sparsity": 0.5}, "target was 48 of 80, is 40 of 80"),
+        ({"seed": 1}, "seed was 0, is 1"),
+        ({"criterion": DirectedEvolution(population=8)}, "criterion was .*population=24.*population=8"),
+        ({"recovery": "bias"}, "recovery was .*BiasCorrection"),
+        ({"schedule": 3}, "schedule was .*cycles=2.*cycles=3"),
+        ({"divergence": "mse"}, "divergence was .*KL.*MSE"),
+        ({"batches": X + 1}, "data was 60 samples .*, is 60 samples"),
+        ({"holdout": 0.2}, "split was 54 6, is 48 12"),
+    ],
+)
+def test_another_search_is_refused_and_told_the_difference(
+    change: dict[str, Any], what: str, tmp_path: Path
+) -> None:
+    call: dict[str, Any] = {"batches": X, "sparsity": 0.6, "criterion": "de", "schedule": 2}
+    de_plugin.prune(network(), checkpoint=tmp_path, **call)
+    with pytest.raises(CheckpointError, match=what):
+        de_plugin.prune(network(), checkpoint=tmp_path, **{**call, **change})
+
+
+def test_another_model_or_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    de_plugin.prune(network(), X, 0.5, "magnitude", checkpoint=tmp_path)
+    other = network()
+    with torch.no_grad():
+        other.get_parameter("0.weight")[0, 0] += 1
+    with pytest.raises(CheckpointError, match="model was 4 tensors"):
+        de_plugin.prune(other, X, 0.5, "magnitude", checkpoint=tmp_path)
+    monkeypatch.setattr(de_plugin, "__version__", "99")
+    with pytest.raises(CheckpointError, match="de_plugin was .*, is 99"):
+        de_plugin.prune(network(), X, 0.5, "magnitude", checkpoint=tmp_path)
+
+
+def test_a_larger_budget_may_go_on(tmp_path: Path) -> None:
+    spent = de_plugin.prune(
+        network(), X, 0.6, "de", schedule=3, checkpoint=tmp_path, budget=Budget(evaluations=10)
+    )
+    assert spent.outcome == "budget"
+    again = de_plugin.prune(network(), X, 0.6, "de", schedule=3, checkpoint=tmp_path)
+    assert again.sparsity == spent.sparsity
+
+
+def test_damaged_files_are_refused(tmp_path: Path) -> None:
+    de_plugin.prune(network(), X, 0.5, "magnitude", checkpoint=tmp_path)
+    file = tmp_path / "search.safetensors"
+    whole = file.read_bytes()
+    for damaged in (whole[: len(whole) // 2], b"", b"\xff" * 64):
+        file.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match="is damaged"):
+            de_plugin.prune(network(), X, 0.5, "magnitude", checkpoint=tmp_path)
+    save_file({"a": torch.ones(1)}, file)
+    with pytest.raises(CheckpointError, match="is damaged"):
+        de_plugin.prune(network(), X, 0.5, "magnitude", checkpoint=tmp_path)
+    assert load_file(file)["a"] == 1
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match=r"checkpoint=.*give a folder"):
+        de_plugin.prune(network(), X, 0.5, "magnitude", checkpoint=tmp_path / "file" / "folder")
+
+
+def test_descriptions_hold_no_addresses() -> None:
+    class Own:
+        name = "own"
+
+    assert described({"a": (1, Own(), len)}).count("0x") == 0
+    assert described(Own()) == described(Own())
+    assert described(torch.ones(2)) != described(torch.zeros(2))

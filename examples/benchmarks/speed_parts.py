@@ -1,0 +1,220 @@
+"""The parts of `speed.py` that are no rows: ranks, staged assessment, memory, and how the cost grows."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import de_plugin
+from de_plugin import DirectedEvolution, Problem, Schedule, Swaps
+from de_plugin.assess.candidates import Flipped
+from de_plugin.assess.population import Population
+from de_plugin.evolve import Halving
+from de_plugin.zoo import MODELS, darknet, mnist, teacher
+
+
+class Crepe(nn.Module):
+    """The layers of CREPE full (Kim et al., arXiv:1802.06182; PyPI torchcrepe): 22.2 million weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = [1, 1024, 128, 128, 128, 256, 512]
+        self.convs = nn.ModuleList(
+            nn.Conv2d(a, b, (512 if n == 0 else 64, 1), (4 if n == 0 else 1, 1))
+            for n, (a, b) in enumerate(pairwise(widths))
+        )
+        self.norms = nn.ModuleList(nn.BatchNorm2d(b) for b in widths[1:])
+        self.classifier = nn.Linear(2048, 360)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return pitch logits (n, 360) of frames (n, 1024)."""
+        x = x[:, None, :, None]
+        for n, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
+            x = F.pad(x, (0, 0, 254, 254) if n == 0 else (0, 0, 31, 32))
+            x = F.max_pool2d(norm(F.relu(conv(x))), (2, 1), (2, 1))
+        logits: Tensor = self.classifier(x.permute(0, 2, 1, 3).flatten(1))
+        return logits
+
+
+def _itself(*arguments: str, world: int = 1) -> list[dict[str, Any]]:
+    """Run this file as one or several processes and return what each of them prints."""
+    launcher = [sys.executable]
+    if world > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)]
+    done = subprocess.run([*launcher, __file__, *arguments], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(done.stderr[-2000:])
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+
+
+def ranks(options: argparse.Namespace) -> dict[str, Any]:
+    """Compare one process with two, one thread each: the same search of LeNet-5, the same mask."""
+    del options
+    one = _itself("rank")
+    two = _itself("rank", world=2)
+    return {
+        "seconds": {"1": one[0]["seconds"], "2": max(x["seconds"] for x in two)},
+        "ratio": one[0]["seconds"] / max(x["seconds"] for x in two),
+        "same_mask": len({x["mask"] for x in (*one, *two)}) == 1,
+    }
+
+
+def _rank() -> dict[str, Any]:
+    torch.set_num_threads(1)
+    if dist.is_torchelastic_launched():
+        dist.init_process_group("gloo")
+    torch.manual_seed(0)
+    model = MODELS["lenet5"]().eval()
+    started = time.monotonic()
+    report = de_plugin.prune(
+        model,
+        torch.randn(2048, 1, 28, 28, generator=torch.Generator().manual_seed(0)),
+        0.9,
+        DirectedEvolution(generations=4, samples=1024, swaps=Swaps(rounds=0)),
+        schedule=Schedule(1),
+    )
+    seconds = time.monotonic() - started
+    digest = sum(int((m.flatten().nonzero()[:, 0] % 1_000_003).sum()) for m in report.masks.values())
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    return {"seconds": seconds, "mask": digest}
+
+
+def staged(options: argparse.Namespace) -> dict[str, Any]:
+    """Compare staged assessment with measuring every candidate on all samples: a whole search of MLPs."""
+    del options
+    data = mnist()
+    result: dict[str, Any] = {}
+    for name, halving in (("unstaged", Halving(1)), ("staged", Halving(4, 0.3))):
+        runs = []
+        for seed in range(3):
+            model = teacher("lenet300", "mnist").eval()
+            report = de_plugin.prune(
+                model,
+                data.train_inputs,
+                0.97,
+                DirectedEvolution(halving=halving, swaps=Swaps(rounds=10, halving=halving)),
+                schedule=Schedule(4, start=0.8),
+                samples=20_000,
+                seed=seed,
+            )
+            runs.append((report.divergence, report.sample_evaluations, report.seconds))
+        result[name] = {
+            "divergence": [r[0] for r in runs],
+            "sample_evaluations": sum(r[1] for r in runs) / len(runs),
+            "seconds": sum(r[2] for r in runs) / len(runs),
+        }
+    result["share_of_sample_evaluations"] = (
+        result["staged"]["sample_evaluations"] / result["unstaged"]["sample_evaluations"]
+    )
+    return result
+
+
+def memory(options: argparse.Namespace) -> dict[str, Any]:
+    """Measure the peak memory of a search, beyond what torch itself takes, in models."""
+    found = {"crepe-full": _itself("memory", "crepe")[0]}
+    if options.large_cfg is not None:
+        found["yolov3"] = _itself("memory", str(options.large_cfg))[0]
+    return found
+
+
+def _memory(which: str) -> dict[str, Any]:
+    torch.set_num_threads(2)
+    torch.manual_seed(0)
+    if which == "crepe":
+        model: nn.Module = Crepe().eval()
+        inputs = torch.randn(8, 1024)
+    else:
+        model = darknet(Path(which), seed=0).eval()
+        inputs = torch.rand(2, 3, 96, 96)
+    model(inputs)
+    size = sum(p.numel() * p.element_size() for p in model.parameters())
+    before = _resident()
+    started = time.monotonic()
+    report = de_plugin.prune(
+        model,
+        inputs,
+        0.9,
+        DirectedEvolution(population=6, generations=1, samples=2, swaps=Swaps(rounds=1, samples=2)),
+        schedule=Schedule(2),
+        divergence="mse",
+        batch_size=2,
+    )
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "model_bytes": size,
+        "peak_over_model": (_peak() - before + size) / size,
+        "evaluations": report.evaluations,
+        "seconds": time.monotonic() - started,
+    }
+
+
+def _peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _resident() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
+
+
+def growth(options: argparse.Namespace) -> dict[str, Any]:
+    """Measure the seconds of one assessment against population, samples and parameters."""
+    curves: dict[str, list[tuple[int, float]]] = {"population": [], "samples": [], "parameters": []}
+    for count in (1, 2, 4, 8, 16, 32, 64):
+        curves["population"].append((count, _cost(300, 256, count)))
+    for samples in (64, 256, 1024, 4096):
+        curves["samples"].append((samples, _cost(300, samples, 16)))
+    for width in (75, 150, 300, 600, 1200):
+        curves["parameters"].append((784 * width + width * 100 + 1000, _cost(width, 256, 16)))
+    if options.plot is not None:
+        _plot(curves, options.plot)
+    return curves
+
+
+def _cost(width: int, samples: int, count: int) -> float:
+    torch.manual_seed(0)
+    layers = [nn.Linear(784, width), nn.ReLU(), nn.Linear(width, 100), nn.ReLU(), nn.Linear(100, 10)]
+    problem = Problem(nn.Sequential(*layers).eval(), torch.randn(samples, 784), holdout=0, evaluate="serial")
+    draw = torch.Generator().manual_seed(0)
+    orders = [torch.randperm(problem.units.count, generator=draw) for _ in range(count)]
+    flips = tuple(order[:512].sort().values for order in orders)
+    fast, sets = Population(problem), Flipped(problem.kept, flips)
+    times = []
+    for _ in range(5):
+        started = time.perf_counter()
+        fast(sets, problem.search)
+        times.append(time.perf_counter() - started)
+    return sorted(times)[2]
+
+
+def _plot(curves: dict[str, list[tuple[int, float]]], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, len(curves), figsize=(11, 3.2), constrained_layout=True)
+    for axis, (name, points) in zip(axes, curves.items(), strict=True):
+        axis.loglog([x for x, _ in points], [1e3 * y for _, y in points], marker="o")
+        axis.set_xlabel(name)
+        axis.set_ylabel("milliseconds an assessment")
+        axis.grid(True, which="both", alpha=0.3)
+    figure.savefig(path, dpi=150)
+
+
+if __name__ == "__main__":
+    kind, *rest = sys.argv[1:]
+    print(json.dumps(_rank() if kind == "rank" else _memory(*rest)))

@@ -11,6 +11,7 @@ from de_plugin.assess.granularity import (
     granularity,
 )
 from de_plugin.assess.problem import Problem
+from de_plugin.assess.teacher import Autocast
 from de_plugin.assess.units import ParameterUnits, Units
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "KL",
     "MSE",
     "NM",
+    "Autocast",
     "Block",
     "Channel",
     "Cosine",

@@ -56,6 +56,10 @@ class Product:
 class Change(Protocol):
     """What a layer computes for each candidate."""
 
+    @property
+    def layer(self) -> Layer:
+        """Return which one."""
+
     def from_one(self, product: Product, x: Tensor, parent: Tensor | None) -> Tensor:
         """Return ``(candidates, *output)`` for an input that all share.
 

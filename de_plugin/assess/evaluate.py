@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from de_plugin.assess.candidates import Candidates, Flipped
+from de_plugin.assess.teacher import Autocast
 from de_plugin.assess.vectorised import BatchingError, reason
 from de_plugin.errors import ArgumentError, DEWarning
 from de_plugin.types import Values
 
 if TYPE_CHECKING:
+    from de_plugin.assess.population import Population
     from de_plugin.assess.problem import Problem
 
 _TRIED = 16
@@ -90,10 +92,19 @@ class Guarded:
                 return self._evaluator(population, index)
             except BatchingError as error:
                 values = Serial(self.problem)(population, index)  # what is wrong anyway is raised here
+                self._raise_if_gone(error, population, index)
                 _warn(self.problem, reason(self.problem.model, error.cause))
                 self._evaluator = Serial(self.problem)
                 return values
         return self._evaluator(population, index)
+
+    def _raise_if_gone(self, error: BatchingError, population: Candidates, index: Tensor) -> None:
+        """Raise what does not come up a second time: it was the user's own, not the batching's."""
+        try:
+            self._evaluator(population, index)
+        except BatchingError:
+            return
+        raise error.cause
 
 
 def evaluator(problem: Problem, spec: str) -> Evaluator:
@@ -112,22 +123,23 @@ def evaluator(problem: Problem, spec: str) -> Evaluator:
         raise ArgumentError(f"evaluate={spec!r}: expected 'auto' or 'serial'")
     if spec == "serial":
         return Serial(problem)
-    fast = Population(problem)
     try:
+        fast = Population(problem)
         obstacle = _trial(problem, fast)
+        if not obstacle:
+            return Guarded(problem, fast)
     except BatchingError as error:
         obstacle = reason(problem.model, error.cause)
-    if not obstacle:
-        return Guarded(problem, fast)
     _warn(problem, obstacle)
     return Serial(problem)
 
 
-def _trial(problem: Problem, fast: Evaluator) -> str:
+def _trial(problem: Problem, fast: Population) -> str:
     """Compare with the serial loop, a candidate a layer; return what differs, or nothing."""
     layers = problem.units.layers
     if len(layers) > _TRIED:
-        layers = [layers[int(n)] for n in torch.linspace(0, len(layers) - 1, _TRIED)]
+        spaced = [int(n) for n in torch.linspace(0, len(layers) - 1, _TRIED)]
+        layers = [layers[n] for n in sorted({*spaced, *fast.unseen})]
     changes = []
     for layer in layers:
         count = max(1, layer.count // 100)
@@ -137,6 +149,8 @@ def _trial(problem: Problem, fast: Evaluator) -> str:
     index = problem.search[:2] if problem.pool.stacked is not None else problem.search[:1]
     expected, found = Serial(problem)(population, index), fast(population, index)
     precision = max(torch.finfo(layer.parameter.dtype).eps for layer in problem.units.layers)
+    if isinstance(problem.forward, Autocast):
+        precision = torch.finfo(problem.forward.dtype).eps
     rtol, atol = max(1e-3, 64 * precision), max(1e-5, precision)
     close = torch.isclose(found, expected, rtol=rtol, atol=atol, equal_nan=True)
     wrong = [layer.name for layer, same in zip(layers, close.tolist(), strict=True) if not same]

@@ -52,6 +52,11 @@ class Layer:
         """Number of units."""
         return self.stop - self.start
 
+    @property
+    def outputs_first(self) -> bool:
+        """Whether the parameter's own order of dimensions is the canonical one, that of a plain product."""
+        return not isinstance(self.module, (*EMBEDDING, *_TRANSPOSED))
+
     def canonical(self, values: Tensor) -> Tensor:
         """Bring ``(..., *parameter.shape)`` to ``(..., out, in, *kernel)``."""
         lead = values.shape[: values.dim() - self.parameter.dim()]

@@ -18,7 +18,7 @@ from de_plugin.assess.batches import Batch
 from de_plugin.assess.candidates import Candidates
 from de_plugin.assess.changes import Change, Channels, Weights
 from de_plugin.assess.chunks import Chunk, Chunks, Flips
-from de_plugin.assess.divergence import Custom, Score
+from de_plugin.assess.divergence import JS, KL, MSE, Cosine
 from de_plugin.assess.fingerprint import fingerprint
 from de_plugin.assess.granularity import Channel, Weight
 from de_plugin.assess.record import Record, plain_attention, record
@@ -63,6 +63,10 @@ class Population:
         self._structure = self._record(batch)
         for step in self._structure.steps:
             step.result = None
+        self.unseen = [n for n in range(len(self._layers)) if n not in self._structure.first]
+        """The layers that the student's run does not show."""
+        if problem.pool.stacked is None:  # other batches may take other paths through the model
+            self._structure.first.update(dict.fromkeys(self.unseen, 0))
         self._chunks = Chunks(problem.units, self._structure, batch.size, working_set)
 
     @property
@@ -92,8 +96,8 @@ class Population:
     def _slab(self, flips: list[Flips], index: Tensor) -> Values:
         """Measure candidates on all parts of the samples; the ranks share the passes out."""
         problem = self.problem
-        whole = self._chunks.everything(flips)
         stacked = problem.pool.stacked is not None
+        whole = stacked and self._chunks.everything(flips)
         parts = list(self._chunks.parts(index, flips) if stacked else index.split(1))
         table = torch.zeros(len(parts), len(flips) + 2, dtype=torch.float64)
         changes: dict[Chunk, dict[int, Change]] = {}
@@ -105,20 +109,19 @@ class Population:
                 mine = [c for c in (None, *chunks) if problem.ranks.mine(next(passes))]
                 if not mine or failure is not None:
                     continue
-                run = self._run_on(part, whole)
                 changed = {n for chunk in chunks for n in chunk.numbers}
-                for chunk in mine:
-                    if chunk is None:  # what differs in nothing that is used is the student itself
-                        row[[n for n in range(len(flips)) if n not in changed]] = run.divergence
-                        row[-2] = run.batch.size
-                        continue
-                    if chunk not in changes:
-                        changes[chunk] = {n: self._change(n, chunk, flips, dense) for n in chunk.layers}
-                    try:
+                try:
+                    run = self._run_on(part, whole)
+                    for chunk in mine:
+                        if chunk is None:  # what differs in nothing that is used is the student itself
+                            row[[n for n in range(len(flips)) if n not in changed]] = run.divergence
+                            row[-2] = run.batch.size
+                            continue
+                        if chunk not in changes:
+                            changes[chunk] = {n: self._change(n, chunk, flips, dense) for n in chunk.layers}
                         row[list(chunk.numbers)] = self._measure(chunk, changes[chunk], run)
-                    except BatchingError as error:
-                        failure, row[-1] = error, 1
-                        break
+                except BatchingError as error:
+                    failure, row[-1] = error, 1
         table = problem.ranks.total(table)
         if bool(table[:, -1].any()):
             raise failure or BatchingError(RuntimeError("another rank has failed"))
@@ -156,10 +159,13 @@ class Population:
     def _record(self, batch: Batch) -> Record:
         """Run the student once; again with copies where it turns out to work in place."""
         call = partial(self.problem.forward, self.problem.model, batch.inputs)
-        run = record(call, self._layers, self._in_place)
-        if not self._in_place and run.in_place:
-            self._in_place = True
-            run = record(call, self._layers, True)
+        try:
+            run = record(call, self._layers, self._in_place)
+            if not self._in_place and run.in_place:
+                self._in_place = True
+                run = record(call, self._layers, True)
+        except FAILURES as error:
+            raise BatchingError(error) from error
         return run
 
     def _divergence(self, outputs: Any, batch: Batch) -> float:
@@ -195,7 +201,7 @@ class Population:
             )
             with plain_attention(), mode:
                 flat, spec = tree_flatten(problem.forward(problem.model, batch.inputs))
-            shape[:] = [spec, [None if isinstance(x, Tensor) else x for x in flat]]
+            shape[:] = [spec, [Tensor if isinstance(x, Tensor) else x for x in flat]]
             return [x for x in flat if isinstance(x, Tensor)]
 
         with warnings.catch_warnings():
@@ -208,9 +214,9 @@ class Population:
 
         def outputs(tensors: list[Tensor]) -> Any:
             left = iter(tensors)
-            return tree_unflatten([next(left) if x is None else x for x in rest], spec)
+            return tree_unflatten([next(left) if x is Tensor else x for x in rest], spec)
 
-        if isinstance(problem.divergence, Custom | Score):
+        if type(problem.divergence) not in (KL, JS, MSE, Cosine):  # a user's may need real numbers
             rows = [
                 self._divergence(outputs([x[n] for x in found]), batch) for n in range(len(chunk.numbers))
             ]

@@ -25,6 +25,8 @@ _PRODUCTS = {
     "multi_head_attention_forward",
 }
 """Functions whose result can stand for the call: what a prefix keeps."""
+_VALUES = {"T", "mT", "H", "mH", "data"}
+"""Attributes of a tensor that give its values again."""
 
 
 def tensors(*trees: Any) -> list[Tensor]:
@@ -40,11 +42,17 @@ def tensors(*trees: Any) -> list[Tensor]:
     return found
 
 
-def flexible(func: Callable[..., Any], args: tuple[Any, ...]) -> Callable[..., Any]:
+def flexible(
+    func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Callable[..., Any]:
     """Return `func`, or what gives the same for any memory layout.
 
     A `view` becomes a `reshape`; pooling to one value, which restrides its result, becomes a mean.
     """
+    if kwargs:
+        return func
+    if func is Tensor.view_as:
+        return torch.Tensor.reshape_as
     if func is Tensor.view and not any(isinstance(x, torch.dtype) for x in args):
         return torch.Tensor.reshape
     if getattr(func, "__name__", "") == "adaptive_avg_pool2d" and args[1:] in ((1,), ((1, 1),)):
@@ -72,8 +80,14 @@ def is_product(func: Callable[..., Any]) -> bool:
 
 
 def is_getter(func: Callable[..., Any]) -> bool:
-    """Tell whether a function only reads an attribute such as `shape`."""
-    return getattr(func, "__name__", "") == "__get__"
+    """Tell whether a function only reads an attribute such as `shape`, not the values (as `T` does)."""
+    attribute = getattr(getattr(func, "__self__", None), "__name__", "")
+    return getattr(func, "__name__", "") == "__get__" and attribute not in _VALUES
+
+
+def version(x: Tensor) -> int:
+    """Return how often a tensor has been changed in place; what was made in inference mode doesn't tell."""
+    return -1 if x.is_inference() else x._version
 
 
 @dataclass
@@ -85,17 +99,19 @@ class Step:
         versions: of the result's tensors when they were returned.
         work: multiplications with prunable weights, for all samples.
         numel: numbers in the result.
+        filled: the number of the last step that wrote other tensors into the result; -1 for none.
     """
 
     result: Any
     versions: tuple[int, ...]
     work: float
     numel: int
+    filled: int = -1
 
     @property
     def overwritten(self) -> bool:
-        """Whether the model has changed the result in place since."""
-        return tuple(x._version for x in tensors(self.result)) != self.versions
+        """Whether the model has changed the result in place since, as far as that can be known."""
+        return -1 in self.versions or tuple(version(x) for x in tensors(self.result)) != self.versions
 
 
 @dataclass
@@ -146,6 +162,7 @@ class Recorder(TorchFunctionMode):
         self._layers = layers
         self._record = record
         self._copy = copy
+        self._made: list[list[Tensor]] = []
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -157,15 +174,27 @@ class Recorder(TorchFunctionMode):
         steps, first = self._record.steps, self._record.first
         for x in used:
             first.setdefault(self._layers[id(x)], len(steps))
-        result = channels_last(func, flexible(func, args)(*args, **kwargs))
+        target = args[0] if args and isinstance(args[0], Tensor) and len(tensors(args, kwargs)) > 1 else None
+        before = 0 if target is None else version(target)
+        result = channels_last(func, flexible(func, args, kwargs)(*args, **kwargs))
+        if target is not None and version(target) != before:
+            self._fill(target)
         found = tensors(result)
+        self._made.append(found)
         numel = sum(x.numel() for x in found)
         work = float(sum(x.numel() / max(1, x.shape[0]) for x in used) * numel)
         kept = result if found else None
         if self._copy:
             kept = copied(result) if used and is_product(func) else None
-        steps.append(Step(kept, tuple(x._version for x in tensors(kept)), work, numel))
+        steps.append(Step(kept, tuple(version(x) for x in tensors(kept)), work, numel))
         return result
+
+    def _fill(self, target: Tensor) -> None:
+        """Note for the steps that gave a tensor, or what it is a view of, that the present one fills it."""
+        place = target.untyped_storage().data_ptr()
+        for step, made in zip(self._record.steps, self._made, strict=True):
+            if any(x.untyped_storage().data_ptr() == place for x in made):
+                step.filled = len(self._made)
 
 
 def copied(result: Any) -> Any:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
-from de_plugin.assess.changes import Change, Product
+from de_plugin.assess.changes import Change, Channels, Product
 from de_plugin.assess.design import CONVOLUTIONS
 from de_plugin.assess.record import Record, copied, flexible, is_getter, tensors
 
@@ -71,6 +71,26 @@ class _Weight(torch.autograd.Function):
         return make(), 0
 
 
+class _Each(torch.autograd.Function):
+    """A tensor that every candidate has for itself, to write into."""
+
+    @staticmethod
+    def forward(*_: Any) -> Tensor:
+        """Never runs: the marker is always batched."""
+        raise AssertionError("the marker is not batched")
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        """Keep nothing: no gradient is taken."""
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], x: Tensor, _marker: Tensor) -> tuple[Tensor, int]:
+        """Return copies where the candidates share `x`."""
+        if in_dims[0] is None:
+            return x.expand(info.batch_size, *x.shape).clone(), 0
+        return x, in_dims[0]
+
+
 class Substitution(TorchFunctionMode):
     """Gives candidates their own weights, and what lies before the first change from the record.
 
@@ -115,18 +135,37 @@ class Substitution(TorchFunctionMode):
         self._number += 1
         if number < self._start and self._record.steps[number].result is not None:
             result = self._record.steps[number].result
-            return copied(result) if self._copy else result
+            return self._writable(number, copied(result) if self._copy else result)
+        return self._writable(number, self._computed(number, used, func, args, kwargs))
+
+    def _computed(
+        self, number: int, used: list[int], func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         if not any(layer in self._changes for layer in used) and not self._touches(args, kwargs):
-            return flexible(func, args)(*args, **kwargs)
+            return flexible(func, args, kwargs)(*args, **kwargs)
         given = _given(func, args, kwargs)
-        change = None if given is None else self._changes.get(self._layers.get(id(given["weight"]), -1))
+        change = self._plain(given)
         if given is not None and change is not None:
             options = {k: v for k, v in given.items() if k not in _LINEAR}
             product = Product(func, given.get("bias"), options)
             parent = self._record.steps[number].result
-            return _Layer.apply(given["input"], self._marker, change, product, parent)  # type: ignore[no-untyped-call]
+            return _Layer.apply(self._own(given["input"]), self._marker, change, product, parent)  # type: ignore[no-untyped-call]
         swapped = tree_map(self._own, (args, kwargs))
-        return func(*swapped[0], **swapped[1])
+        return flexible(func, args, kwargs)(*swapped[0], **swapped[1])
+
+    def _writable(self, number: int, result: Any) -> Any:
+        """Give each candidate a copy of what something that may differ will be written into."""
+        if self._record.steps[number].filled < self._start:
+            return result
+        return tree_map(lambda x: _Each.apply(x, self._marker) if isinstance(x, Tensor) else x, result)  # type: ignore[no-untyped-call]
+
+    def _plain(self, given: Mapping[str, Any] | None) -> Change | None:
+        """Return how a product's weight differs, where the product is the one that its layer makes."""
+        change = None if given is None else self._changes.get(self._layers.get(id(given["weight"]), -1))
+        if given is None or change is None or not change.layer.outputs_first:
+            return None
+        own = not isinstance(change, Channels) or given.get("bias") is change.layer.bias
+        return change if own else None
 
     def _touches(self, args: Any, kwargs: Any) -> bool:
         return any(id(x) in self._weights for x in tensors(args, kwargs))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch.utils._pytree import tree_map
 
 from de_plugin.assess.batches import Batch, Spill, read
 from de_plugin.assess.divergence import Divergence, leaves
-from de_plugin.errors import DataError, DEError, OutputError
+from de_plugin.errors import ArgumentError, DataError, DEError, OutputError
 from de_plugin.types import PyTree
 
 Forward = Callable[[nn.Module, Any], Any]
@@ -24,6 +25,44 @@ def plain_forward(model: nn.Module, inputs: PyTree) -> PyTree:
     if isinstance(inputs, tuple | list):
         return model(*inputs)
     return model(inputs)
+
+
+@dataclass(frozen=True)
+class Autocast:
+    """A forward that computes in half precision where torch holds that to be safe.
+
+    For devices whose half-precision arithmetic is faster; outputs come back in single precision.
+
+    Args:
+        dtype: `torch.bfloat16` or `torch.float16`.
+        forward: how the model is called.
+
+    Raises:
+        ArgumentError: `dtype` is another one.
+
+    >>> import de_plugin
+    >>> model = torch.nn.Linear(8, 4).eval()
+    >>> report = de_plugin.prune(model, torch.randn(64, 8), 0.5, forward=de_plugin.Autocast())
+    """
+
+    dtype: torch.dtype = torch.bfloat16
+    forward: Forward = plain_forward
+
+    def __post_init__(self) -> None:
+        """Refuse other precisions."""
+        if self.dtype not in (torch.bfloat16, torch.float16):
+            raise ArgumentError(f"dtype={self.dtype}: expected torch.bfloat16 or torch.float16")
+
+    def __call__(self, model: nn.Module, inputs: PyTree) -> PyTree:
+        """Call the model."""
+        device = next(model.parameters()).device.type
+        with torch.autocast(device, self.dtype, cache_enabled=False):
+            outputs = self.forward(model, inputs)
+        return tree_map(_single, outputs)
+
+
+def _single(x: Any) -> Any:
+    return x.float() if isinstance(x, Tensor) and x.is_floating_point() else x
 
 
 def ask(

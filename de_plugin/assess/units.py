@@ -7,6 +7,7 @@ import fnmatch
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -110,6 +111,9 @@ class ParameterUnits:
                 if isinstance(self.granularity, NM) and not self.granularity.fits(layer.shape):
                     refused.append(f"{name} {tuple(parameter.shape)}")
                     continue
+                if layer.bias is not None and any(layer.bias is known.bias for known in found.values()):
+                    # A bias of two layers is zeroed with the channels of the first alone.
+                    layer = replace(layer, bias=None, bias_name=None)
                 found[id(parameter)] = layer
                 start = layer.stop
         self._check_patterns("include", include, used, names)

@@ -2,6 +2,7 @@
 
 It is imported as ``de_plugin.zoo``. ``teacher("lenet5", "mnist")`` gives a trained network,
 ``mnist()`` and ``fashion_mnist()`` give the data, ``MODELS`` and ``DATA`` say what there is.
+``darknet(cfg, weights)`` reads a detector; ``letterbox``, ``decode`` and ``detections`` go with it.
 """
 
 if __name__ != "de_plugin.zoo":
@@ -11,7 +12,10 @@ if __name__ != "de_plugin.zoo":
     )
 
 from .checkpoints import load_checkpoint
+from .darknet import Darknet, darknet
+from .darknet_layers import Head
 from .data import DATA, Dataset, fashion_mnist, mnist
+from .detect import Detection, decode, detections, letterbox, nms
 from .evaluation import accuracy
 from .models import MODELS, lenet5, lenet300, mlpnet, resnet
 from .teachers import teacher
@@ -19,14 +23,22 @@ from .teachers import teacher
 __all__ = [
     "DATA",
     "MODELS",
+    "Darknet",
     "Dataset",
+    "Detection",
+    "Head",
     "accuracy",
+    "darknet",
+    "decode",
+    "detections",
     "fashion_mnist",
     "lenet5",
     "lenet300",
+    "letterbox",
     "load_checkpoint",
     "mlpnet",
     "mnist",
+    "nms",
     "resnet",
     "teacher",
 ]

@@ -1,63 +1,49 @@
-"""A population measured side by side equals the serial reference."""
+"""What measures a population: the serial reference, the choice of evaluator, and what happens on failures."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from de_plugin.assess.evaluate import Serial, Stacked, evaluator
-from de_plugin.assess.problem import Problem
+from de_plugin.assess import Problem
+from de_plugin.assess.candidates import Flipped, Listed
+from de_plugin.assess.evaluate import Guarded, Serial, evaluator
 from de_plugin.errors import ArgumentError, DEWarning
 
 
-def mlp(widths: list[int], bias: bool, seed: int) -> nn.Sequential:
-    torch.manual_seed(seed)
+def mlp(*widths: int) -> nn.Sequential:
+    torch.manual_seed(0)
     layers: list[nn.Module] = []
     for a, b in pairwise(widths):
-        layers += [nn.Linear(a, b, bias=bias), nn.ReLU()]
+        layers += [nn.Linear(a, b), nn.ReLU()]
     return nn.Sequential(*layers[:-1]).eval()
 
 
-@settings(max_examples=25, deadline=None)
-@given(
-    widths=st.lists(st.integers(2, 9), min_size=2, max_size=4),
-    bias=st.booleans(),
-    seed=st.integers(0, 1000),
-    divergence=st.sampled_from(["kl", "js", "mse", "cosine"]),
-    granularity=st.sampled_from(["weight", "channel", "2x3"]),
-    candidates=st.integers(1, 5),
-)
-def test_stacked_equals_serial(
-    widths: list[int], bias: bool, seed: int, divergence: str, granularity: str, candidates: int
-) -> None:
-    model = mlp(widths, bias, seed)
-    draw = torch.Generator().manual_seed(seed)
-    x = torch.randn(23, widths[0], generator=draw)
-    problem = Problem(
-        model, x, divergence=divergence, granularity=granularity, batch_size=8, evaluate="serial"
-    )
-    before = [p.detach().clone() for p in model.parameters()]
-    masks = torch.rand(candidates, problem.units.count, generator=draw) > 0.3
-    serial = Serial(problem)(masks, problem.search, False)
-    for chunk in (1, 1 << 20):
-        stacked = Stacked(problem, chunk)(masks, problem.search, False)
-        torch.testing.assert_close(stacked, serial, rtol=1e-5, atol=1e-6)
-    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+def masks(problem: Problem, count: int = 4) -> Tensor:
+    draw = torch.Generator().manual_seed(1)
+    return torch.rand(count, problem.units.count, generator=draw) > 0.3
+
+
+def is_serial(problem: Problem) -> bool:
+    """Tell whether values are those of the serial loop, call after call."""
+    given = Listed(masks(problem))
+    expected = Serial(problem)(given, problem.search)
+    return all(torch.equal(problem.assess(given, problem.search), expected) for _ in range(2))
+
+
+# -- the reference -------------------------------------------------------------------------------
 
 
 def test_serial_equals_a_model_with_the_weights_really_gone() -> None:
-    model = mlp([5, 6, 3], True, 0)
-    x = torch.randn(20, 5)
-    problem = Problem(model, x, divergence="mse", holdout=0)
-    kept = torch.rand(problem.units.count) > 0.5
+    model, x = mlp(5, 6, 3), torch.randn(20, 5)
+    problem = Problem(model, x, divergence="mse", holdout=0, evaluate="serial")
+    kept = masks(problem)[0]
     value = problem(kept)
     teacher = model(x).detach()
     with torch.no_grad():
@@ -67,62 +53,8 @@ def test_serial_equals_a_model_with_the_weights_really_gone() -> None:
     assert value == pytest.approx(expected, rel=1e-5)
 
 
-def test_shared_weights_stack_as_one() -> None:
-    class Tied(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first = nn.Linear(4, 4)
-            self.second = nn.Linear(4, 4)
-            self.second.weight = self.first.weight
-
-        def forward(self, x: Tensor) -> Tensor:
-            y: Tensor = self.second(self.first(x).relu())
-            return y
-
-    torch.manual_seed(0)
-    problem = Problem(Tied().eval(), torch.randn(20, 4))
-    masks = torch.rand(3, problem.units.count) > 0.4
-    torch.testing.assert_close(
-        Stacked(problem)(masks, problem.search, False),
-        Serial(problem)(masks, problem.search, False),
-        rtol=1e-5,
-        atol=1e-6,
-    )
-
-
-def problem_of(model: nn.Module, x: Tensor, **options: Any) -> Problem:
-    return Problem(model.eval(), x, **options)
-
-
-def test_auto_stacks_linear_networks_only() -> None:
-    linear = problem_of(mlp([3, 4, 2], True, 0), torch.randn(10, 3))
-    assert isinstance(evaluator(linear, "auto"), Stacked)
-    assert isinstance(evaluator(linear, "serial"), Serial)
-    conv = problem_of(nn.Conv1d(2, 3, 2), torch.randn(10, 2, 5), divergence="mse")
-    assert isinstance(evaluator(conv, "auto"), Serial)
-    assert isinstance(evaluator(conv, "stacked"), Stacked)
-    with pytest.raises(ArgumentError, match="evaluate='fast'"):
-        evaluator(linear, "fast")
-
-
-def test_models_that_cannot_be_stacked_fall_back_with_a_warning() -> None:
-    class Branching(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer = nn.Linear(3, 2)
-
-        def forward(self, x: Tensor) -> Tensor:
-            y: Tensor = self.layer(x)
-            return y if float(y.sum()) > 0 else y * 2
-
-    with pytest.warns(DEWarning, match="one by one"):
-        problem = Problem(Branching().eval(), torch.randn(10, 3))
-    assert isinstance(problem._evaluator, Serial)
-
-
 def test_a_repair_is_in_force_for_every_candidate() -> None:
-    model = mlp([3, 2], True, 0)
-    problem = Problem(model, torch.randn(10, 3), divergence="mse")
+    problem = Problem(mlp(3, 2), torch.randn(10, 3), divergence="mse")
     entered = []
 
     @contextmanager
@@ -131,10 +63,225 @@ def test_a_repair_is_in_force_for_every_candidate() -> None:
         yield
 
     problem.repair = repair
-    masks = torch.ones(3, problem.units.count, dtype=torch.bool)
-    problem.assess(masks, problem.search[:4])
+    everything = torch.ones(3, problem.units.count, dtype=torch.bool)
+    problem.assess(everything, problem.search[:4])
     assert entered == [4, 4, 4]
-    problem.assess(masks, problem.search[:4], repair=False)
+    problem.assess(everything, problem.search[:4], repair=False)
     assert len(entered) == 3
     assert problem.evaluations == 6
     assert problem.sample_evaluations == 24
+
+
+# -- the choice ----------------------------------------------------------------------------------
+
+
+def test_auto_measures_side_by_side_and_serial_does_not() -> None:
+    problem = Problem(mlp(3, 4, 2), torch.randn(10, 3))
+    assert isinstance(evaluator(problem, "auto"), Guarded)
+    assert isinstance(evaluator(problem, "serial"), Serial)
+    for spec in ("auto", "serial"):
+        assert evaluator(problem, spec).samples > 0
+    with pytest.raises(ArgumentError, match="evaluate='fast'"):
+        evaluator(problem, "fast")
+
+
+class Around(nn.Module):
+    """A module between prunable layers."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.inner, self.last = nn.Linear(3, 4), inner, nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.inner(self.first(x))
+        out: Tensor = self.last(y[0] if isinstance(y, tuple) else y)
+        return out
+
+
+class Function(nn.Module):
+    def __init__(self, fn: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.fn = fn
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fn(x)
+
+
+SEPARATE: dict[str, nn.Module] = {
+    "lstm": nn.LSTM(4, 4, batch_first=True),
+    "gru": nn.GRU(4, 4, batch_first=True),
+    "branch": Function(lambda y: y if float(y.sum()) > 0 else y * 2),
+    "loop": Function(lambda y: torch.stack([row * int(row.sum() > 0) for row in y])),
+    "nonzero": Function(lambda y: y.flatten()[y.flatten().nonzero()[:, 0]].reshape(y.shape)),
+    "numpy": Function(lambda y: torch.from_numpy(y.detach().numpy() * 2)),
+    "noise": Function(lambda y: y + 0 * torch.rand_like(y)),
+}
+
+
+@pytest.mark.parametrize("name", SEPARATE)
+def test_models_that_cannot_run_side_by_side_are_measured_one_by_one_with_a_warning(name: str) -> None:
+    with pytest.warns(DEWarning, match=r"model Around: .*one by one.*\(inner: \S+"):
+        problem = Problem(Around(SEPARATE[name]).eval(), torch.randn(10, 5, 3))
+    assert is_serial(problem)
+
+
+class Strict(nn.Module):
+    """Takes its images as they lie in memory, which the fast evaluator changes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.view_as_complex(self.conv(x).unflatten(-1, (-1, 2))).abs()
+
+
+def test_a_run_that_cannot_even_be_recorded_is_no_error() -> None:
+    with pytest.warns(DEWarning, match=r"Strict: .*stride"):
+        problem = Problem(Strict().eval(), torch.randn(10, 2, 4, 4), divergence="mse")
+    assert is_serial(problem)
+
+
+# -- wrong results are noticed -------------------------------------------------------------------
+
+
+class Hidden(nn.Module):
+    """Uses weights in ways that no function call shows."""
+
+    def __init__(self, how: str, depth: int = 3, at: int = 1) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        layers = [nn.Linear(4, 4) for _ in range(depth)]
+        for layer in layers:
+            nn.init.orthogonal_(layer.weight)
+        self.layers = nn.ModuleList(layers)
+        self.how, self.at, self.calls = how, at, 0
+        self.alias = {"w": layers[at].weight.data}  # shares its memory, and is another tensor
+        self.scripted: Any = torch.jit.trace(layers[at], torch.zeros(2, 4)) if how == "scripted" else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        for number, layer in enumerate(self.layers):
+            if number == self.at and self.how == "alias":
+                x = x @ self.alias["w"]
+            elif number == self.at and self.how == "scripted":
+                x = self.scripted(x)
+            else:
+                x = layer(x)
+        return x + self.calls / 8 if self.how == "counter" else x
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("how", "depth", "at"),
+    [("alias", 3, 1), ("scripted", 3, 1), ("counter", 3, 0), ("alias", 33, 7)],
+)
+def test_results_that_are_wrong_side_by_side_are_noticed(how: str, depth: int, at: int) -> None:
+    with pytest.warns(DEWarning, match=rf"layers\.{at}\.weight gives other results side by side"):
+        problem = Problem(Hidden(how, depth, at).eval(), torch.randn(10, 4), divergence="mse")
+    assert how == "counter" or is_serial(problem)
+
+
+# -- failures on the way -------------------------------------------------------------------------
+
+
+def test_the_first_failure_on_the_way_is_the_last() -> None:
+    switch: list[int] = []
+    model = Around(Function(lambda y: y * float(y.sum()) if switch else y)).eval()
+    problem = Problem(model, torch.randn(10, 3))
+    assert isinstance(evaluator(problem, "auto"), Guarded)
+    switch.append(1)
+    given = masks(problem)
+    with pytest.warns(DEWarning, match=r"one by one.*\(inner: "):
+        found = problem.assess(given, problem.search)
+    assert torch.equal(found, Serial(problem)(Listed(given), problem.search))
+    assert is_serial(problem)  # and warns no more
+
+
+class Once:
+    """Raises an error in one call, counted from when it is armed."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+        self.left = -1
+
+    def __call__(self) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise self.error
+
+
+ERRORS = [ValueError("of the user"), RuntimeError("of the user"), OSError("of the user"), KeyboardInterrupt()]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda e: type(e).__name__)
+@pytest.mark.parametrize("call", [1, 2, 3])
+@pytest.mark.parametrize("few", [True, False])
+def test_errors_in_a_hook_are_raised_even_if_they_come_once(error: Any, call: int, few: bool) -> None:
+    """The first call is the student's own run where few units differ; later ones are side by side."""
+    once = Once(error)
+    model = mlp(3, 4, 2)
+    problem = Problem(model, torch.randn(40, 3))
+    model[2].register_forward_hook(lambda *_: once())
+    before = [x.clone() for x in model.parameters()]
+    changes = tuple(torch.tensor([n]) for n in (0, 13))
+    given = Flipped(problem.kept, changes) if few else Listed(masks(problem, 200))
+    once.left = call
+    with pytest.raises(type(error), match="of the user" if error.args else None):
+        problem.assess(given, problem.search)
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    found = problem.assess(given, problem.search)
+    torch.testing.assert_close(found, Serial(problem)(given, problem.search), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda e: type(e).__name__)
+@pytest.mark.parametrize("call", [1, 2, 3])
+def test_errors_of_the_divergence_are_raised(error: Any, call: int) -> None:
+    once = Once(error)
+    model = mlp(3, 4, 2)
+
+    def measure(outputs: Tensor, teacher: Tensor) -> Tensor:
+        once()
+        return (outputs - teacher).abs().mean()
+
+    problem = Problem(model, torch.randn(10, 3), divergence=measure)
+    before = [x.clone() for x in model.parameters()]
+    once.left = call
+    with pytest.raises(type(error), match="of the user" if error.args else None):
+        problem.assess(masks(problem), problem.search)
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    assert not torch.equal(problem.assess(masks(problem), problem.search), torch.zeros(4))
+
+
+def test_errors_that_come_always_are_raised() -> None:
+    switch: list[int] = []
+
+    def broken(y: Tensor) -> Tensor:
+        if switch:
+            raise ValueError("of the user")
+        return y
+
+    problem = Problem(Around(Function(broken)).eval(), torch.randn(10, 3))
+    switch.append(1)
+    with pytest.raises(ValueError, match="of the user"):
+        problem.assess(masks(problem), problem.search)
+
+
+class Largest:
+    """A user's own divergence, which needs real numbers."""
+
+    name = "largest"
+    differentiable = False
+
+    def __call__(self, student: Tensor, teacher: Tensor, labels: Any = None) -> Tensor:
+        away = (student - teacher).abs()
+        return away.mean() if float(away.max()) < 0.2 else away.square().mean().sqrt() + 1
+
+
+def test_a_divergence_of_the_user_may_look_at_numbers() -> None:
+    problem = Problem(mlp(3, 4, 2), torch.randn(10, 3), divergence=Largest())
+    assert isinstance(evaluator(problem, "auto"), Guarded)
+    given = Listed(torch.cat([masks(problem), problem.kept[None]]))
+    found = problem.assess(given, problem.search)
+    torch.testing.assert_close(found, Serial(problem)(given, problem.search), rtol=1e-5, atol=1e-6)

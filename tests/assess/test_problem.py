@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from de_plugin.assess import NM, Problem, Score
+from de_plugin.assess import NM, Autocast, Problem, Score
 from de_plugin.criteria import Magnitude
 from de_plugin.errors import (
     ArgumentError,
@@ -23,7 +23,7 @@ from de_plugin.errors import (
 X = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
 
 
-def model() -> nn.Module:
+def model() -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
 
@@ -194,3 +194,17 @@ def test_inference_mode_is_refused() -> None:
         made = model()
     with pytest.raises(ModeError, match="outside of it"):
         Problem(made, X)
+
+
+def test_autocast_computes_in_half_precision_and_returns_single() -> None:
+    net = model()
+    seen: list[torch.dtype] = []
+    hook = net[0].register_forward_hook(lambda _m, _x, y: seen.append(y.dtype))
+    problem = Problem(net, X, forward=Autocast(), divergence="mse", holdout=0)
+    kept = torch.rand(problem.units.count, generator=torch.Generator().manual_seed(0)) > 0.3
+    value = problem(kept)
+    hook.remove()
+    assert set(seen) == {torch.bfloat16}
+    assert value == pytest.approx(Problem(net, X, divergence="mse", holdout=0)(kept), rel=0.05)
+    with pytest.raises(ArgumentError, match=r"torch\.float32"):
+        Autocast(torch.float32)

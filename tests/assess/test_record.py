@@ -1,0 +1,237 @@
+"""A record of the student's run: every call in order, what it gave, and whether that has been overwritten."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from de_plugin.assess.record import (
+    Record,
+    flexible,
+    plain_attention,
+    record,
+    version,
+)
+
+WEIGHT = nn.Parameter(torch.randn(3, 3, generator=torch.Generator().manual_seed(0)))
+Operation = Callable[[Tensor, Tensor], Tensor]
+
+
+def iadd(a: Tensor, b: Tensor) -> Tensor:
+    a += b.clone()
+    return a
+
+
+def write(a: Tensor, b: Tensor) -> Tensor:
+    a[0] = b[1].clone()
+    return a
+
+
+PURE: dict[str, Operation] = {
+    "add": lambda a, b: a + b,
+    "product": lambda a, b: F.linear(a, WEIGHT),
+    "view": lambda a, b: a.contiguous().view(9).view(3, 3),
+    "transposed": lambda a, b: b.T,
+    "split": lambda a, b: a.split([1, 2])[1].repeat(2, 1)[:3],
+}
+IN_PLACE: dict[str, Operation] = {
+    "+=": iadd,
+    "[]=": write,
+    "relu_": lambda a, b: F.relu(a, inplace=True),
+    "row": lambda a, b: a[1].mul_(2).expand(3, 3).clone(),
+}
+
+
+Line = tuple[str, int, int]
+
+
+def program(lines: list[Line]) -> list[tuple[Tensor, Any]]:
+    """Run operations on earlier results; return what each gave, and its values at that moment."""
+    x = torch.arange(-4.0, 5).reshape(3, 3)
+    found = [(x, x.tolist())]
+    for name, first, second in lines:
+        operation = {**PURE, **IN_PLACE}[name]
+        y = operation(found[first % len(found)][0], found[second % len(found)][0])
+        found.append((y, y.tolist()))
+    return found[1:]
+
+
+def programs(names: list[str]) -> st.SearchStrategy[list[Line]]:
+    line = st.tuples(st.sampled_from(names), st.integers(0, 9), st.integers(0, 9))
+    return st.lists(line, min_size=1, max_size=8)
+
+
+def ran(lines: list[Line], copy: bool) -> Record:
+    found = record(lambda: program(lines), {id(WEIGHT): 0}, copy)
+    with torch.no_grad():
+        again = program(lines)
+    assert [values for _, values in found.outputs] == [values for _, values in again]
+    return found
+
+
+@settings(deadline=None)
+@given(lines=programs([*PURE, *IN_PLACE]))
+def test_what_is_no_longer_what_was_returned_is_known_to_be_overwritten(lines: list[Line]) -> None:
+    found = ran(lines, copy=False)
+    for y, values in found.outputs:
+        steps = [step for step in found.steps if step.result is y]
+        assert steps
+        if y.tolist() != values:
+            assert steps[0].overwritten
+            assert found.in_place
+
+
+@settings(deadline=None)
+@given(lines=programs([*PURE, *IN_PLACE]))
+def test_copies_of_products_are_what_was_returned(lines: list[Line]) -> None:
+    found = ran(lines, copy=True)
+    assert not found.in_place
+    kept = [step.result.tolist() for step in found.steps if step.result is not None]
+    returned = zip(lines, found.outputs, strict=True)
+    assert kept == [values for (name, _, _), (_, values) in returned if name == "product"]
+
+
+@settings(deadline=None)
+@given(lines=programs([*PURE]))
+def test_what_is_never_overwritten_is_kept(lines: list[Line]) -> None:
+    found = ran(lines, copy=False)
+    assert not found.in_place
+    for y, values in found.outputs:
+        assert y.tolist() == values
+        assert any(step.result is y for step in found.steps)
+    assert all(step.filled == -1 for step in found.steps)
+    first = next((n for n, step in enumerate(found.steps) if step.work), None)
+    assert found.first == ({} if first is None else {0: first})
+
+
+def test_what_other_tensors_are_written_into_is_marked_with_the_step_that_does_it() -> None:
+    def run() -> Tensor:
+        base = torch.zeros(4)  # 0
+        part = base[:2]  # 1
+        other = torch.ones(2)  # 2
+        part += other  # 3
+        base.relu_()  # 4: with nothing else
+        other[0] = base[3]  # 5 and 6
+        return base
+
+    for copy in (False, True):
+        steps = record(run, {}, copy).steps
+        assert [step.filled for step in steps] == [3, 3, 6, -1, -1, -1, -1]
+
+
+def test_a_layer_is_first_used_where_its_weight_is() -> None:
+    first, second, unused = nn.Linear(3, 3), nn.Conv1d(1, 1, 1), nn.Linear(3, 3)
+    layers = {id(m.weight): n for n, m in enumerate((second, first, unused))}
+
+    def run() -> Tensor:
+        y = first(torch.ones(2, 3))
+        y = second(y[:, None]).squeeze(1)
+        z: Tensor = first(y)
+        return z @ first.weight.T
+
+    found = record(run, layers, False)
+    assert found.first == {1: 1, 0: 3}
+    weights = [9.0 if n in (1, 5, 6) else 1.0 if n == 3 else 0.0 for n in range(8)]
+    assert [step.work > 0 for step in found.steps] == [w > 0 for w in weights]
+    assert found.work_from(0) > found.work_from(3) > found.work_from(4) > found.work_from(7) == 0
+
+
+def test_sizes_are_counted() -> None:
+    found = record(lambda: torch.ones(2, 8).sum(1).reshape(2, 1) * torch.ones(3), {}, False)
+    assert [step.numel for step in found.steps] == [16, 2, 2, 3, 6]
+    assert [found.largest_from(n) for n in range(6)] == [16, 6, 6, 6, 6, 1]
+    assert found.bytes == 4 * (16 + 2 + 3 + 6)  # a view takes no room of its own
+
+
+def test_gradients_are_off_and_the_outputs_are_the_models_own() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    x = torch.randn(4, 2, 5, 6)
+    found = record(lambda: model(x), {}, False)
+    assert not found.outputs.requires_grad
+    torch.testing.assert_close(found.outputs, model(x).detach())
+
+
+@settings(deadline=None)
+@given(
+    shape=st.lists(st.integers(1, 4), min_size=4, max_size=4),
+    order=st.permutations(range(4)),
+    data=st.data(),
+)
+def test_flexible_functions_give_the_same_for_any_layout(
+    shape: list[int], order: list[int], data: st.DataObject
+) -> None:
+    x = torch.randn(shape)
+    laid = x.permute(order).contiguous().permute([order.index(d) for d in range(4)])
+    calls: list[tuple[Callable[..., Any], tuple[Any, ...]]] = [
+        (torch.Tensor.view, (shape[0], -1)),
+        (torch.Tensor.view, (torch.Size([-1]),)),
+        (torch.Tensor.view_as, (torch.empty(x.numel(), 1),)),
+        (F.adaptive_avg_pool2d, (1,)),
+        (F.adaptive_avg_pool2d, ((1, 1),)),
+        (F.adaptive_avg_pool2d, ((2, 1),)),
+    ]
+    func, rest = data.draw(st.sampled_from(calls))
+    found = flexible(func, (laid, *rest), {})(laid, *rest)
+    torch.testing.assert_close(found, func(x, *rest))
+
+
+def test_other_functions_are_left_alone() -> None:
+    x = torch.zeros(2, 2)
+    assert flexible(torch.Tensor.view, (x, torch.int32), {}) is torch.Tensor.view
+    assert flexible(torch.Tensor.view, (x,), {"dtype": torch.int32}) is torch.Tensor.view
+    assert flexible(torch.add, (x, x), {}) is torch.add
+    model = nn.Linear(2, 2)
+    found = record(lambda: model(x).view(size=(4,)).view(dtype=torch.int32), {}, False)
+    assert found.outputs.shape == (4,)
+
+
+def test_attributes_are_no_steps_unless_they_give_values() -> None:
+    x = torch.zeros(2, 3)
+    found = record(lambda: (x.shape, x.dtype, x.device, x.is_sparse, x.grad, x.requires_grad), {}, False)
+    assert found.steps == []
+    found = record(lambda: (x.T, x.mT, x.H, x.mH, x.data), {}, False)
+    assert [tuple(step.result.shape) for step in found.steps] == [(3, 2)] * 4 + [(2, 3)]
+
+
+def test_what_is_made_in_inference_mode_may_have_been_overwritten() -> None:
+    def run() -> Tensor:
+        with torch.inference_mode():
+            return torch.ones(2) + 1
+
+    assert record(run, {}, False).in_place
+    assert not record(run, {}, True).in_place
+    assert version(run()) == -1
+    assert version(torch.ones(2).add_(1)) == 1
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_fused_attention_is_off_for_a_while(enabled: bool) -> None:
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(enabled)
+    try:
+        with plain_attention():
+            assert not torch.backends.mha.get_fastpath_enabled()
+        assert torch.backends.mha.get_fastpath_enabled() == enabled
+        with pytest.raises(ZeroDivisionError), plain_attention():
+            _ = 1 / 0
+        assert torch.backends.mha.get_fastpath_enabled() == enabled
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+def test_the_weights_inside_attention_are_seen() -> None:
+    layer = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True).eval()
+    named = [(n, p) for n, p in layer.named_parameters() if p.dim() > 1]
+    found = record(lambda: layer(torch.randn(2, 3, 4)), {id(p): n for n, (_, p) in enumerate(named)}, False)
+    assert sorted(found.first) == list(range(len(named)))
+    by_name = {name: found.first[n] for n, (name, _) in enumerate(named)}
+    order = ["self_attn.in_proj_weight", "linear1.weight", "linear2.weight"]
+    assert [by_name[x] for x in order] == sorted(by_name[x] for x in order)

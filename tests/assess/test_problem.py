@@ -204,7 +204,7 @@ def test_autocast_computes_in_half_precision_and_returns_single() -> None:
     kept = torch.rand(problem.units.count, generator=torch.Generator().manual_seed(0)) > 0.3
     value = problem(kept)
     hook.remove()
-    assert set(seen) == {torch.bfloat16}
+    assert torch.bfloat16 in seen
     assert value == pytest.approx(Problem(net, X, divergence="mse", holdout=0)(kept), rel=0.05)
     with pytest.raises(ArgumentError, match=r"torch\.float32"):
         Autocast(torch.float32)

@@ -156,7 +156,10 @@ def _build(rank: int = 0) -> Any:
     def prune(
         model: Annotated[str, typer.Option(help="Zoo name or package.module:function.")],
         data: Annotated[str, typer.Option(help="Zoo name or package.module:function.")] = "mnist",
-        sparsity: Annotated[float, typer.Option(help="Fraction of units to zero, in [0, 1).")] = 0.9,
+        sparsity: Annotated[
+            float | None,
+            typer.Option(help="Fraction of units to zero, in [0, 1). Default: 0.9, or the pattern's own."),
+        ] = None,
         criterion: Annotated[str, typer.Option(help="See `de-plugin criteria`.")] = "de",
         granularity: Annotated[str, typer.Option(help="weight, 2:4, 4x4, kernel, channel.")] = "weight",
         scope: Annotated[str, typer.Option(help="global or layer.")] = "global",
@@ -192,6 +195,8 @@ def _build(rank: int = 0) -> Any:
         """
         if output is not None:
             check_writable(output)
+        if sparsity is None and ":" not in granularity:
+            sparsity = 0.9
         network, calibration, test = first_alone(rank, lambda: _loaded(model, data, checkpoint))
         budget = Budget(evaluations or None, seconds or None)
         with Bar(console=console, disable=as_json or rank > 0, transient=True) as bar:
@@ -260,10 +265,7 @@ def ranks() -> Iterator[int]:
     if int(os.environ.get("WORLD_SIZE", "1")) < 2 or not dist.is_available():
         yield 0
         return
-    cuda = torch.cuda.is_available()
-    if cuda:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    dist.init_process_group("nccl" if cuda else "gloo")
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     try:
         yield dist.get_rank()
     finally:

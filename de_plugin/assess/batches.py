@@ -221,10 +221,15 @@ class Pool:
             )
         self.samples = sum(sizes)
 
+    def size(self, item: int) -> int:
+        """Return how many samples an item of the pool holds."""
+        return 1 if self.stacked is not None else self._batches[item].size
+
     @property
     def digest(self) -> int:
-        """A number that tells one set of inputs from another, from their first bytes."""
-        trees = [self.stacked[0]] if self.stacked is not None else [b.inputs for b in self._batches]
+        """A number that tells data sets apart: inputs, labels, teacher outputs, by their first bytes."""
+        own = [(b.inputs, b.labels, b.teacher) for b in self._batches]
+        trees = own if self.stacked is None else [self.stacked]
         result = self.samples
         for x in _tensors(trees):
             head = x.reshape(-1)[: _DIGESTED // x.element_size()].cpu().contiguous()

@@ -241,7 +241,7 @@ class Channels:
     def from_one(self, product: Product, x: Tensor, parent: Tensor | None) -> Tensor:
         """Mask the dense layer's output."""
         y = product(x, self.dense, self.bias)
-        return y * self._spread(product, y.dim())
+        return self._masked(product, y[None])
 
     def from_many(self, product: Product, x: Tensor) -> Tensor:
         """Mask the dense layer's output for every candidate's input."""
@@ -251,11 +251,12 @@ class Channels:
             y = product(x, self.dense, self.bias)
         else:
             y = torch.stack([product(part, self.dense, self.bias) for part in x])
-        return y * self._spread(product, y.dim() - 1)
+        return self._masked(product, y)
 
-    def _spread(self, product: Product, dims: int) -> Tensor:
-        """Return the masks in the shape of outputs of `dims` dimensions, candidates first."""
+    def _masked(self, product: Product, y: Tensor) -> Tensor:
+        """Zero what a candidate does not keep in outputs ``(candidates or 1, *output)``."""
+        dims = y.dim() - 1
         channel = dims - 1 - product.dims
         shape = [1] * dims
         shape[channel] = self.kept.shape[1]
-        return self.kept.to(self.dense.dtype).reshape(len(self.kept), *shape)
+        return torch.where(self.kept.reshape(len(self.kept), *shape), y, torch.zeros_like(y[:1]))

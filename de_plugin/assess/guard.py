@@ -20,10 +20,13 @@ class Snapshot:
             (x, x.detach().clone()) for x in (*model.parameters(), *model.buffers())
         ]
         self._grads = [(p, p.grad, p.requires_grad) for p in model.parameters()]
+        self._buffers = [(m, dict(m._buffers)) for m in model.modules()]
         self._modes = [(m, m.training) for m in model.modules()]
 
     def restore(self) -> None:
-        """Write every value back in place."""
+        """Write every value back in place, and put buffers that were replaced back in their places."""
+        for module, buffers in self._buffers:
+            module._buffers.update(buffers)
         with torch.no_grad():
             for live, saved in self._tensors:
                 live.data.copy_(saved)

@@ -23,7 +23,7 @@ from de_plugin.assess.fingerprint import fingerprint
 from de_plugin.assess.granularity import Channel, Weight
 from de_plugin.assess.record import Record, plain_attention, record
 from de_plugin.assess.substitute import Substitution
-from de_plugin.assess.vectorised import FAILURES, BatchingError
+from de_plugin.assess.vectorised import FAILURES, BatchingError, buffers_stay
 from de_plugin.types import Values
 
 if TYPE_CHECKING:
@@ -105,7 +105,8 @@ class Population:
         failure: BatchingError | None = None
         with torch.no_grad(), problem.units.zeroed(problem.kept) as dense:
             for row, part in zip(table, parts, strict=True):
-                chunks = list(self._chunks.chunks(flips, len(part)))
+                samples = len(part) if stacked else problem.pool.size(int(part[0]))
+                chunks = list(self._chunks.chunks(flips, samples))
                 mine = [c for c in (None, *chunks) if problem.ranks.mine(next(passes))]
                 if not mine or failure is not None:
                     continue
@@ -207,7 +208,8 @@ class Population:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="There is a performance drop")
             try:
-                found = vmap(one)(torch.arange(len(chunk.numbers), device=problem.device))
+                with buffers_stay(problem.model):
+                    found = vmap(one)(torch.arange(len(chunk.numbers), device=problem.device))
             except FAILURES as error:
                 raise BatchingError(error) from error
         spec, rest = shape

@@ -31,7 +31,7 @@ class Ranks:
         active = dist.is_available() and dist.is_initialized()
         self.world = dist.get_world_size() if active else 1
         self.rank = dist.get_rank() if active else 0
-        self._device = device if active and dist.get_backend() == "nccl" else torch.device("cpu")
+        self._device = device if active and "nccl" in dist.get_backend() else torch.device("cpu")
 
     def mine(self, number: int) -> bool:
         """Tell whether piece `number` of the work is done by this rank."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 from torch import nn
@@ -16,6 +18,26 @@ class BatchingError(Exception):
     def __init__(self, cause: BaseException) -> None:
         super().__init__(str(cause))
         self.cause = cause
+
+
+@contextmanager
+def buffers_stay(model: nn.Module) -> Iterator[None]:
+    """Refuse a run that puts another tensor in a buffer's place: it would hold all candidates at once.
+
+    Raises:
+        RuntimeError: a buffer was replaced; the old ones are back.
+    """
+    before = [(module, name, x) for module in model.modules() for name, x in module._buffers.items()]
+    replaced = ""
+    try:
+        yield
+    finally:
+        for module, name, x in before:
+            if module._buffers.get(name) is not x:
+                module._buffers[name] = x
+                replaced = name
+    if replaced:
+        raise RuntimeError(f"the forward replaces the buffer {replaced!r}")
 
 
 def reason(model: nn.Module, error: BaseException) -> str:

@@ -7,13 +7,15 @@ import os
 import zlib
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
+from functools import partial
 from pathlib import Path
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from de_plugin.assess.fingerprint import fingerprint
 from de_plugin.errors import CheckpointError
@@ -30,12 +32,14 @@ def identity(problem: Problem, plan: Plan) -> dict[str, str]:
     """Return all that decides a search's result, as texts that can be compared."""
     import de_plugin
 
-    model = {name: _digest(x) for name, x in problem.model.state_dict(keep_vars=True).items()}
+    parts = (*problem.model.named_parameters(), *problem.model.named_buffers())
+    model = {name: _digest(x) for name, x in parts}
     units = problem.units
     return {
         "format": str(_FORMAT),
         "de_plugin": de_plugin.__version__,
         "torch": torch.__version__,
+        "threads": str(torch.get_num_threads()),
         "model": _short(model),
         "units": f"{units.granularity.name}: " + _short({x.name: x.count for x in units.layers}),
         "target": f"{plan.total} of {units.count}"
@@ -45,6 +49,7 @@ def identity(problem: Problem, plan: Plan) -> dict[str, str]:
         "recovery": described(plan.recovery),
         "finish": described(plan.finish),
         "divergence": described(problem.divergence),
+        "forward": _forward(problem.forward),
         "data": f"{problem.pool.samples} samples {problem.pool.digest:08x}",
         "split": f"{len(problem.search)} {len(problem.held_back)}",
         "batch_size": str(problem.pool.batch_size),
@@ -65,8 +70,23 @@ def described(value: Any) -> str:
         return f"tensor {_digest(value)}"
     if value is None or isinstance(value, str | int | float | bool):
         return repr(value)
-    kind = value if hasattr(value, "__qualname__") else type(value)
-    return f"{kind.__module__}.{kind.__qualname__}"
+    if isinstance(value, FunctionType):
+        code = zlib.crc32(value.__code__.co_code + repr(value.__code__.co_names).encode())
+        held = [cell.cell_contents for cell in value.__closure__ or ()]
+        return f"{value.__qualname__} {code:08x} {described(held)}"
+    if isinstance(value, partial):
+        return f"partial {described([value.func, value.args, value.keywords])}"
+    if hasattr(value, "__qualname__"):
+        return f"{value.__module__}.{value.__qualname__}"
+    kind = type(value)
+    attributes = {} if isinstance(value, nn.Module) else getattr(value, "__dict__", {})
+    return f"{kind.__module__}.{kind.__qualname__} {described(attributes)}"
+
+
+def _forward(value: Any) -> str:
+    """Describe a forward; an object's attributes don't count, they may change as it works."""
+    plain = is_dataclass(value) or isinstance(value, FunctionType | partial)
+    return described(value) if plain else type(value).__qualname__
 
 
 def _digest(x: Tensor) -> str:
@@ -130,6 +150,8 @@ class Checkpoint:
         self._identity = identity
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            for stale in self.path.parent.glob(f"{self.path.stem}.*.tmp"):  # of a search that was killed
+                stale.unlink(missing_ok=True)
         except OSError as error:
             raise CheckpointError(
                 f"checkpoint={str(folder)!r}: {error}; give a folder that can be made"
@@ -138,14 +160,14 @@ class Checkpoint:
     def save(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Write everything or nothing: a new file takes the old one's place when it is complete."""
         fresh = self.path.with_suffix(f".{os.getpid()}.tmp")
-        metadata = {"identity": json.dumps(self._identity), "state": json.dumps(state, default=str)}
+        metadata = {"identity": json.dumps(self._identity), "state": json.dumps(state)}
         contiguous = {name: x.detach().cpu().contiguous().clone() for name, x in tensors.items()}
         try:
             save_file(contiguous, fresh, metadata)
             with fresh.open("rb") as written:
                 os.fsync(written.fileno())
             fresh.replace(self.path)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             raise CheckpointError(
                 f"checkpoint: {self.path} cannot be written ({error}); make room or give another folder"
             ) from error

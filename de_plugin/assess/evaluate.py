@@ -155,7 +155,8 @@ def _trial(problem: Problem, fast: Population) -> str:
     precision = max(torch.finfo(layer.parameter.dtype).eps for layer in problem.units.layers)
     if isinstance(problem.forward, Autocast):
         precision = torch.finfo(problem.forward.dtype).eps
-    scale = float(expected[torch.isfinite(expected)].max()) if bool(torch.isfinite(expected).any()) else 1.0
+    finite = expected[torch.isfinite(expected)].abs()
+    scale = float(finite.max()) if len(finite) else 1.0
     rtol, atol = max(1e-3, 64 * precision), max(min(1e-5, 1e-2 * scale), precision * min(1.0, scale))
     close = torch.isclose(found, expected, rtol=rtol, atol=atol, equal_nan=True)
     names = [*(layer.name for layer in layers), type(problem.model).__name__]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,14 +17,17 @@ from tests.prune.a_search import search
 SCRIPT = Path(__file__).with_name("a_search.py")
 
 
-@pytest.fixture(scope="module")
-def expected() -> dict[str, Tensor]:
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    try:
-        return dict(search()[0].state_dict())
-    finally:
-        torch.set_num_threads(threads)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def expected(one_thread: None) -> dict[str, Tensor]:
+    return dict(search()[0].state_dict())
 
 
 def start(folder: Path, rank: int, world: int, *more: str) -> subprocess.Popen[str]:

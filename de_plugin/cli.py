@@ -268,6 +268,10 @@ def ranks() -> Iterator[int]:
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     try:
         yield dist.get_rank()
+    except SystemExit as end:  # how the command line comes to an end
+        if not end.code:
+            dist.barrier()  # nobody leaves while another still reads
+        raise
     finally:
         dist.destroy_process_group()
 

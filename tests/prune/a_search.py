@@ -100,6 +100,9 @@ def main() -> None:
     except DEError as error:
         raise SystemExit(f"{type(error).__name__}: {error}") from error
     save_file({k: v.contiguous() for k, v in model.state_dict().items()}, options.out)
+    if options.store is not None:
+        dist.barrier()  # nobody leaves while another still reads
+        dist.destroy_process_group()
 
 
 if __name__ == "__main__":

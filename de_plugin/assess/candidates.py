@@ -29,20 +29,12 @@ class Candidates(Protocol):
         """Return the units, ascending, in which candidate `number` differs from `parent`."""
 
 
-class _Masked:
-    """What follows from `mask` alone."""
-
-    def mask(self, number: int) -> Mask:
-        """Return what candidate `number` keeps."""
-        raise NotImplementedError
-
-    def flips(self, number: int, parent: Mask) -> Tensor:
-        """Return the units in which candidate `number` differs from `parent`."""
-        return (self.mask(number) != parent).nonzero()[:, 0]
+def _differing(kept: Mask, parent: Mask) -> Tensor:
+    return (kept != parent).nonzero()[:, 0]
 
 
 @dataclass(frozen=True)
-class Listed(_Masked):
+class Listed:
     """Candidates written out.
 
     Args:
@@ -62,6 +54,10 @@ class Listed(_Masked):
     def pick(self, some: Sequence[int]) -> Candidates:
         """Return the candidates `some`."""
         return Listed(self.masks[list(some)])
+
+    def flips(self, number: int, parent: Mask) -> Tensor:
+        """Return the units in which candidate `number` differs from `parent`."""
+        return _differing(self.mask(number), parent)
 
 
 @dataclass(frozen=True)
@@ -95,11 +91,11 @@ class Flipped:
         """Return the units in which candidate `number` differs from `parent`."""
         if parent is self.parent or torch.equal(parent, self.parent):
             return self.changes[number]
-        return (self.mask(number) != parent).nonzero()[:, 0]
+        return _differing(self.mask(number), parent)
 
 
 @dataclass(frozen=True)
-class Made(_Masked):
+class Made:
     """Candidates that are made when they are looked at, and not kept: large populations of large models.
 
     Args:
@@ -121,6 +117,10 @@ class Made(_Masked):
     def pick(self, some: Sequence[int]) -> Candidates:
         """Return the candidates `some`."""
         return Made(self.make, tuple(self.numbers[n] for n in some))
+
+    def flips(self, number: int, parent: Mask) -> Tensor:
+        """Return the units in which candidate `number` differs from `parent`."""
+        return _differing(self.mask(number), parent)
 
 
 def candidates(given: Masks | Candidates) -> Candidates:

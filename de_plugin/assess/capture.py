@@ -16,21 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from de_plugin.assess.attention import plain_attention
 from de_plugin.assess.batches import Batch
-from de_plugin.assess.design import CONVOLUTIONS, TRANSPOSED, Call
+from de_plugin.assess.design import CONVOLUTIONS, TRANSPOSED, Call, paddings, several
 
 if TYPE_CHECKING:
     from de_plugin.assess.problem import Problem
 
 __all__ = ["Call", "Capture", "grams", "input_energy", "observe"]
-
-
-def _several(value: Any, dims: int) -> tuple[int, ...]:
-    return (
-        (int(value),) * dims
-        if isinstance(value, int)
-        else tuple(int(v) for v in value) * (dims if len(value) == 1 else 1)
-    )
 
 
 class Capture(TorchFunctionMode):
@@ -99,20 +92,14 @@ class Capture(TorchFunctionMode):
         layer = self._known(given["weight"])
         if layer is None:
             return
-        options: dict[str, Any] = {"stride": _several(given.get("stride", 1), dims)}
-        options["dilation"] = _several(given.get("dilation", 1), dims)
+        options: dict[str, Any] = {"stride": several(given.get("stride", 1), dims)}
+        options["dilation"] = several(given.get("dilation", 1), dims)
         padding = given.get("padding", 0)
         if name in TRANSPOSED:
-            options["padding"] = _several(padding, dims)
-            options["output_padding"] = _several(given.get("output_padding", 0), dims)
-        elif isinstance(padding, str):
-            total = [
-                0 if padding == "valid" else d * (k - 1)
-                for d, k in zip(options["dilation"], given["weight"].shape[2:], strict=True)
-            ]
-            options["padding"] = [(t // 2, t - t // 2) for t in total]
+            options["padding"] = several(padding, dims)
+            options["output_padding"] = several(given.get("output_padding", 0), dims)
         else:
-            options["padding"] = [(p, p) for p in _several(padding, dims)]
+            options["padding"] = paddings(padding, given["weight"].shape[2:], options["dilation"])
         rest = {k: v for k, v in given.items() if k not in ("input", "weight", "bias")}
         self._visit(
             Call(
@@ -147,14 +134,9 @@ class Capture(TorchFunctionMode):
 
 def observe(problem: Problem, batches: list[Batch], visit: Callable[[Call], None]) -> None:
     """Run the student as it stands over `batches` and report every use of a prunable weight."""
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with torch.no_grad(), Capture(problem, visit):
-            for batch in batches:
-                problem.forward(problem.model, batch.inputs)
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
+    with torch.no_grad(), plain_attention(), Capture(problem, visit):
+        for batch in batches:
+            problem.forward(problem.model, batch.inputs)
 
 
 def _wide(x: Tensor) -> torch.dtype:

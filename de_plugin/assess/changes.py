@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from de_plugin.assess.design import CONVOLUTIONS
+from de_plugin.assess.design import CONVOLUTIONS, pad_list, paddings, several
 from de_plugin.assess.layers import Layer
 
 SCATTERED = 12
@@ -177,8 +177,8 @@ def _columns(product: Product, layer: Layer, x: Tensor) -> tuple[Tensor, tuple[i
         return x.reshape(-1, x.shape[-1]).T.contiguous(), tuple(x.shape[:-1])
     kernel = layer.shape[2:]
     options = product.options
-    stride, dilation = (_several(options.get(k, 1), product.dims) for k in ("stride", "dilation"))
-    x = F.pad(x, _padding(options.get("padding", 0), kernel, dilation))
+    stride, dilation = (several(options.get(k, 1), product.dims) for k in ("stride", "dilation"))
+    x = F.pad(x, pad_list(paddings(options.get("padding", 0), kernel, dilation)))
     sizes = [
         (n - d * (k - 1) - 1) // s + 1
         for n, k, s, d in zip(x.shape[2:], kernel, stride, dilation, strict=True)
@@ -194,21 +194,6 @@ def _columns(product: Product, layer: Layer, x: Tensor) -> tuple[Tensor, tuple[i
         ),
     )
     return windows.reshape(x.shape[1] * math.prod(kernel), -1), (x.shape[0], *sizes)
-
-
-def _several(value: Any, dims: int) -> tuple[int, ...]:
-    return (int(value),) * dims if isinstance(value, int) else tuple(value) * (dims if len(value) == 1 else 1)
-
-
-def _padding(value: Any, kernel: Sequence[int], dilation: Sequence[int]) -> list[int]:
-    if value == "valid":
-        value = 0
-    if value == "same":
-        total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
-        pairs = [(t // 2, t - t // 2) for t in total]
-    else:
-        pairs = [(p, p) for p in _several(value, len(kernel))]
-    return [n for pair in reversed(pairs) for n in pair]
 
 
 @dataclass(frozen=True)
@@ -233,10 +218,9 @@ class Channels:
         every = self.kept.reshape(shape).expand(len(self.kept), *self.layer.shape)
         return self.layer.native(every).to(self.dense.dtype) * self.dense
 
-    def biases(self) -> Tensor:
-        """Return the masked biases of every candidate; there must be a bias."""
-        assert self.bias is not None
-        return self.kept.to(self.bias.dtype) * self.bias
+    def biases(self, bias: Tensor) -> Tensor:
+        """Return a bias of ``(outputs,)`` as each candidate keeps it, ``(candidates, outputs)``."""
+        return self.kept.to(bias.dtype) * bias
 
     def from_one(self, product: Product, x: Tensor, parent: Tensor | None) -> Tensor:
         """Mask the dense layer's output."""

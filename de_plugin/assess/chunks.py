@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 import torch
@@ -54,16 +55,23 @@ class Chunks:
     samples: int
     working_set: int
 
+    @cached_property
+    def _edges(self) -> Tensor:
+        return torch.tensor([*(layer.start for layer in self.units.layers), self.units.count])
+
     def split(self, flips: Tensor) -> Flips:
         """Return a candidate's flips, ascending, by layer."""
         layers = self.units.layers
-        edges = torch.tensor([*(layer.start for layer in layers), self.units.count])
-        bounds = torch.searchsorted(flips, edges).tolist()
+        bounds = torch.searchsorted(flips, self._edges).tolist()
         return {n: flips[a:b] - layers[n].start for n, (a, b) in enumerate(pairwise(bounds)) if a < b}
 
     def start(self, layers: Sequence[int], record: Record) -> int:
         """Return the number of the step that uses one of the layers first."""
         return min([record.first[n] for n in layers if n in record.first], default=len(record.steps))
+
+    def used(self, layers: Iterable[int]) -> list[int]:
+        """Return those of the layers that a run of the student uses."""
+        return [n for n in layers if n in self.structure.first]
 
     def everything(self, flips: Sequence[Flips]) -> bool:
         """Tell whether the student's own run is of no use: no candidate leaves anything of it."""
@@ -91,15 +99,14 @@ class Chunks:
         """Put candidates that first differ at the same step together, as many as the working set holds."""
         grouped: dict[int, list[int]] = {}
         for number, mine in enumerate(flips):
-            start = self.start([*mine], self.structure)
-            if start < len(self.structure.steps):
-                grouped.setdefault(start, []).append(number)
+            if used := self.used(mine):
+                grouped.setdefault(self.start(used, self.structure), []).append(number)
         for start in sorted(grouped):
             most = max(1, min(_MOST, self.working_set // max(1, self._bytes(start) * samples)))
             members = grouped[start]
             for at in range(0, len(members), most):
                 part = members[at : at + most]
-                layers = {n for number in part for n in flips[number] if n in self.structure.first}
+                layers = {n for number in part for n in self.used(flips[number])}
                 yield Chunk(tuple(part), tuple(sorted(layers)))
 
     def _bytes(self, start: int) -> int:

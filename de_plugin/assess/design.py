@@ -7,7 +7,7 @@ its input for rows.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,10 +79,10 @@ def _unfolded(call: Call, layer: Layer, positions: int | None) -> Tensor:
         spread[(slice(None), slice(None), *steps)] = x
         extra = call.options["output_padding"]
         pads = [d * (k - 1) - p for d, k, p in zip(dilation, kernel, padding, strict=True)]
-        x = F.pad(spread, _pad_list([(p, p + e) for p, e in zip(pads, extra, strict=True)]))
+        x = F.pad(spread, pad_list([(p, p + e) for p, e in zip(pads, extra, strict=True)]))
         stride = (1,) * dims
     else:
-        x = F.pad(x, _pad_list(padding))
+        x = F.pad(x, pad_list(padding))
     for axis in range(dims):
         size = x.shape[2 + 2 * axis] - dilation[axis] * (kernel[axis] - 1)
         at = torch.arange(0, size, stride[axis])[:, None] + torch.arange(kernel[axis]) * dilation[axis]
@@ -98,5 +98,21 @@ def _unfolded(call: Call, layer: Layer, positions: int | None) -> Tensor:
     return flat.transpose(1, 2).reshape(layer.groups, flat.shape[2], -1)
 
 
-def _pad_list(padding: Iterable[tuple[int, int]]) -> list[int]:
+def several(value: Any, dims: int) -> tuple[int, ...]:
+    """Return a stride, padding or dilation as one number for each of `dims` dimensions."""
+    if isinstance(value, int):
+        return (int(value),) * dims
+    return tuple(int(v) for v in value) * (dims if len(value) == 1 else 1)
+
+
+def paddings(value: Any, kernel: Sequence[int], dilation: Sequence[int]) -> list[tuple[int, int]]:
+    """Return what a convolution's `padding` (numbers or a word) adds to both ends of each dimension."""
+    if isinstance(value, str):
+        total = [0 if value == "valid" else d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+        return [(t // 2, t - t // 2) for t in total]
+    return [(p, p) for p in several(value, len(kernel))]
+
+
+def pad_list(padding: Iterable[tuple[int, int]]) -> list[int]:
+    """Return the pairs in the order of `torch.nn.functional.pad`: the last dimension first."""
     return [n for pair in reversed(list(padding)) for n in pair]

@@ -158,7 +158,7 @@ def _gradients(
             return [found[name].detach() for name in names]
         except DEError:
             raise
-        except (RuntimeError, ValueError, NotImplementedError) as error:
+        except (RuntimeError, ValueError) as error:
             problem.store("vmap_gradients", False)
             warnings.warn(
                 f"model: {type(problem.model).__name__} cannot be differentiated sample by sample at once "

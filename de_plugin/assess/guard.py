@@ -48,15 +48,20 @@ def untouched_on_error(model: nn.Module) -> Iterator[Snapshot]:
         raise
 
 
-def check_counts(**values: object) -> None:
-    """Refuse what is no positive whole number; the keywords name the arguments.
+def check_counts(who: str = "", /, **values: object) -> None:
+    """Refuse what is no positive whole number.
+
+    Args:
+        who: whose arguments they are, where a name tells more than the argument's alone.
+        values: by the arguments' names.
 
     Raises:
         ArgumentError: a value is not one.
     """
     for argument, value in values.items():
         if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-            raise ArgumentError(f"{argument}={value!r}: expected a positive whole number")
+            given = f"{argument}={value!r}"
+            raise ArgumentError(f"{f'{who}({given})' if who else given}: expected a positive whole number")
 
 
 def require_gradients_possible(model: nn.Module) -> None:

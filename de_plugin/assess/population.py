@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.func import vmap
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from de_plugin.assess.attention import plain_attention
 from de_plugin.assess.batches import Batch
 from de_plugin.assess.candidates import Candidates
 from de_plugin.assess.changes import Change, Channels, Weights
@@ -21,7 +22,7 @@ from de_plugin.assess.chunks import Chunk, Chunks, Flips
 from de_plugin.assess.divergence import JS, KL, MSE, Cosine
 from de_plugin.assess.fingerprint import fingerprint
 from de_plugin.assess.granularity import Channel, Weight
-from de_plugin.assess.record import Record, plain_attention, record
+from de_plugin.assess.record import Record, record
 from de_plugin.assess.substitute import Substitution
 from de_plugin.assess.vectorised import FAILURES, BatchingError, buffers_stay
 from de_plugin.types import Values
@@ -100,22 +101,22 @@ class Population:
         whole = stacked and self._chunks.everything(flips)
         parts = list(self._chunks.parts(index, flips) if stacked else index.split(1))
         table = torch.zeros(len(parts), len(flips) + 2, dtype=torch.float64)
+        sizes = [max(map(len, parts))] * len(parts) if stacked else [problem.pool.size(int(p)) for p in index]
+        chunks = {size: list(self._chunks.chunks(flips, size)) for size in sorted({*sizes})}
+        same = [n for n, mine in enumerate(flips) if not self._chunks.used(mine)]
         changes: dict[Chunk, dict[int, Change]] = {}
         passes = count()
         failure: BatchingError | None = None
         with torch.no_grad(), problem.units.zeroed(problem.kept) as dense:
-            for row, part in zip(table, parts, strict=True):
-                samples = len(part) if stacked else problem.pool.size(int(part[0]))
-                chunks = list(self._chunks.chunks(flips, samples))
-                mine = [c for c in (None, *chunks) if problem.ranks.mine(next(passes))]
+            for row, part, size in zip(table, parts, sizes, strict=True):
+                mine = [c for c in (None, *chunks[size]) if problem.ranks.mine(next(passes))]
                 if not mine or failure is not None:
                     continue
-                changed = {n for chunk in chunks for n in chunk.numbers}
                 try:
                     run = self._run_on(part, whole)
                     for chunk in mine:
                         if chunk is None:  # what differs in nothing that is used is the student itself
-                            row[[n for n in range(len(flips)) if n not in changed]] = run.divergence
+                            row[same] = run.divergence
                             row[-2] = run.batch.size
                             continue
                         if chunk not in changes:
@@ -126,8 +127,8 @@ class Population:
         table = problem.ranks.total(table)
         if bool(table[:, -1].any()):
             raise failure or BatchingError(RuntimeError("another rank has failed"))
-        sizes = table[:, -2:-1]
-        return (table[:, :-2] * sizes).sum(0) / sizes.sum()
+        weights = table[:, -2:-1]
+        return (table[:, :-2] * weights).sum(0) / weights.sum()
 
     # -- the student's own runs ------------------------------------------------------------------
 
@@ -185,8 +186,8 @@ class Population:
         for number, change in changes.items():
             layer = problem.units.layers[number]
             weights[id(layer.parameter)] = change.weights
-            if isinstance(change, Channels) and layer.bias is not None:
-                weights[id(layer.bias)] = change.biases
+            if isinstance(change, Channels) and change.bias is not None:
+                weights[id(layer.bias)] = partial(change.biases, change.bias)
         start = self._chunks.start(chunk.layers, run.record)
         shape: list[Any] = []
 

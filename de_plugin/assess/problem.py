@@ -110,10 +110,10 @@ class Problem:
         answered = ask(self.forward, model, batches, samples, batch_size, memory, spill, self.device)
         self.pool = Pool(answered, batch_size, spill)
         self.search, self.held_back = self._partition(holdout)
-        self._evaluator: Evaluator = evaluator(self, evaluate)
         if self.ranks.world > 1:
             self.ranks.check_equal("model", fingerprint((*model.parameters(), *model.buffers())))
             self.ranks.check_equal("batches", self.pool.digest)
+        self._evaluator: Evaluator = evaluator(self, evaluate)
         check_zero(self.divergence, self.pool.take(self.search[:1])[0])
 
     # -- set-up ----------------------------------------------------------------------------------

@@ -6,8 +6,8 @@ attention), so that nothing depends on how the model is written and nothing has 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
+
+from de_plugin.assess.attention import plain_attention
 
 _PRODUCTS = {
     "linear",
@@ -148,7 +150,33 @@ class Record:
         return max([step.numel for step in self.steps[start:]], default=1)
 
 
-class Recorder(TorchFunctionMode):
+class Watching(TorchFunctionMode):
+    """Hands every function call of a run on, but for the reading of attributes.
+
+    Args:
+        layers: the layer of each prunable parameter, by ``id``.
+    """
+
+    def __init__(self, layers: Mapping[int, int]) -> None:
+        super().__init__()
+        self._layers = layers
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        return func(*args, **kwargs) if is_getter(func) else self.call(func, args, kwargs)
+
+    @abstractmethod
+    def call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Return what stands for the call's result."""
+
+    def used(self, args: Any, kwargs: Any) -> list[Tensor]:
+        """Return the prunable parameters among the arguments."""
+        return [x for x in tensors(args, kwargs) if id(x) in self._layers]
+
+
+class Recorder(Watching):
     """Fills a record.
 
     Args:
@@ -158,19 +186,14 @@ class Recorder(TorchFunctionMode):
     """
 
     def __init__(self, layers: Mapping[int, int], record: Record, copy: bool) -> None:
-        super().__init__()
-        self._layers = layers
+        super().__init__(layers)
         self._record = record
         self._copy = copy
         self._made: list[list[Tensor]] = []
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if is_getter(func):
-            return func(*args, **kwargs)
-        used = [x for x in tensors(args, kwargs) if id(x) in self._layers]
+    def call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Make the call and note what it gave."""
+        used = self.used(args, kwargs)
         steps, first = self._record.steps, self._record.first
         for x in used:
             first.setdefault(self._layers[id(x)], len(steps))
@@ -200,17 +223,6 @@ class Recorder(TorchFunctionMode):
 def copied(result: Any) -> Any:
     """Return a copy of a function's result."""
     return tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, result)
-
-
-@contextmanager
-def plain_attention() -> Iterator[None]:
-    """Keep attention on the path whose calls can be seen, not the fused one."""
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def record(run: Callable[[], Any], layers: Mapping[int, int], copy: bool) -> Record:

@@ -12,28 +12,31 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from de_plugin.assess.changes import Change, Channels, Product
 from de_plugin.assess.design import CONVOLUTIONS
-from de_plugin.assess.record import Record, copied, flexible, is_getter, tensors
+from de_plugin.assess.record import Record, Watching, copied, flexible, tensors
 
 _LINEAR = ("input", "weight", "bias")
 _CONVOLUTION = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 
 
-class _Layer(torch.autograd.Function):
-    """A changed layer's outputs, one row a candidate; exists for its rule under `vmap` alone."""
+class _Batched(torch.autograd.Function):
+    """Exists for its rule under `vmap` alone, which its batched marker always calls for."""
 
     @staticmethod
     def forward(*_: Any) -> Tensor:
-        """Never runs: the marker is always batched."""
-        raise AssertionError("the marker is not batched")
+        """Refuse a marker that is not batched."""
+        raise RuntimeError("candidates are substituted inside torch.vmap only")
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         """Keep nothing: no gradient is taken."""
+
+
+class _Layer(_Batched):
+    """A changed layer's outputs, one row a candidate."""
 
     @staticmethod
     def vmap(
@@ -51,17 +54,8 @@ class _Layer(torch.autograd.Function):
         return change.from_many(product, x.movedim(in_dims[0], 0)), 0
 
 
-class _Weight(torch.autograd.Function):
+class _Weight(_Batched):
     """A changed weight (or bias) itself, for functions that aren't a plain product."""
-
-    @staticmethod
-    def forward(*_: Any) -> Tensor:
-        """Never runs: the marker is always batched."""
-        raise AssertionError("the marker is not batched")
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        """Keep nothing: no gradient is taken."""
 
     @staticmethod
     def vmap(
@@ -71,17 +65,8 @@ class _Weight(torch.autograd.Function):
         return make(), 0
 
 
-class _Each(torch.autograd.Function):
+class _Each(_Batched):
     """A tensor that every candidate has for itself, to write into."""
-
-    @staticmethod
-    def forward(*_: Any) -> Tensor:
-        """Never runs: the marker is always batched."""
-        raise AssertionError("the marker is not batched")
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        """Keep nothing: no gradient is taken."""
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], x: Tensor, _marker: Tensor) -> tuple[Tensor, int]:
@@ -91,7 +76,13 @@ class _Each(torch.autograd.Function):
         return x, in_dims[0]
 
 
-class Substitution(TorchFunctionMode):
+# `apply` has no annotations in torch.
+_layer: Callable[..., Tensor] = _Layer.apply
+_weight: Callable[..., Tensor] = _Weight.apply
+_each: Callable[..., Tensor] = _Each.apply
+
+
+class Substitution(Watching):
     """Gives candidates their own weights, and what lies before the first change from the record.
 
     Args:
@@ -114,9 +105,8 @@ class Substitution(TorchFunctionMode):
         marker: Tensor,
         copy: bool,
     ) -> None:
-        super().__init__()
+        super().__init__(layers)
         self._record = record
-        self._layers = layers
         self._changes = changes
         self._weights = weights
         self._start = start
@@ -124,24 +114,17 @@ class Substitution(TorchFunctionMode):
         self._copy = copy
         self._number = 0
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if is_getter(func):
-            return func(*args, **kwargs)
-        used = [self._layers[id(x)] for x in tensors(args, kwargs) if id(x) in self._layers]
+    def call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Return the recorded result before the first change, every candidate's own after it."""
         number = self._number
         self._number += 1
         if number < self._start and self._record.steps[number].result is not None:
             result = self._record.steps[number].result
             return self._writable(number, copied(result) if self._copy else result)
-        return self._writable(number, self._computed(number, used, func, args, kwargs))
+        return self._writable(number, self._computed(number, func, args, kwargs))
 
-    def _computed(
-        self, number: int, used: list[int], func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        if not any(layer in self._changes for layer in used) and not self._touches(args, kwargs):
+    def _computed(self, number: int, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not any(id(x) in self._weights for x in tensors(args, kwargs)):
             return flexible(func, args, kwargs)(*args, **kwargs)
         given = _given(func, args, kwargs)
         change = self._plain(given)
@@ -149,7 +132,7 @@ class Substitution(TorchFunctionMode):
             options = {k: v for k, v in given.items() if k not in _LINEAR}
             product = Product(func, given.get("bias"), options)
             parent = self._record.steps[number].result
-            return _Layer.apply(self._own(given["input"]), self._marker, change, product, parent)  # type: ignore[no-untyped-call]
+            return _layer(self._own(given["input"]), self._marker, change, product, parent)
         swapped = tree_map(self._own, (args, kwargs))
         return flexible(func, args, kwargs)(*swapped[0], **swapped[1])
 
@@ -157,7 +140,7 @@ class Substitution(TorchFunctionMode):
         """Give each candidate a copy of what something that may differ will be written into."""
         if self._record.steps[number].filled < self._start:
             return result
-        return tree_map(lambda x: _Each.apply(x, self._marker) if isinstance(x, Tensor) else x, result)  # type: ignore[no-untyped-call]
+        return tree_map(lambda x: _each(x, self._marker) if isinstance(x, Tensor) else x, result)
 
     def _plain(self, given: Mapping[str, Any] | None) -> Change | None:
         """Return how a product's weight differs, where the product is the one that its layer makes."""
@@ -167,12 +150,9 @@ class Substitution(TorchFunctionMode):
         own = not isinstance(change, Channels) or given.get("bias") is change.layer.bias
         return change if own else None
 
-    def _touches(self, args: Any, kwargs: Any) -> bool:
-        return any(id(x) in self._weights for x in tensors(args, kwargs))
-
     def _own(self, x: Any) -> Any:
         make = self._weights.get(id(x)) if isinstance(x, Tensor) else None
-        return x if make is None else _Weight.apply(self._marker, make)  # type: ignore[no-untyped-call]
+        return x if make is None else _weight(self._marker, make)
 
 
 def _given(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -8,7 +8,7 @@ from types import TracebackType
 
 from torch import nn
 
-FAILURES = (RuntimeError, ValueError, TypeError, NotImplementedError, AttributeError, LookupError)
+FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, LookupError)
 """What a model may raise that cannot be run for many candidates at once."""
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from de_plugin.assess.capture import input_energy
+from de_plugin.assess.guard import check_counts
 from de_plugin.assess.problem import Problem
 from de_plugin.criteria.base import register
-from de_plugin.criteria.scoring import finish, positive, weights, widened
+from de_plugin.criteria.scoring import finish, weights, widened
 from de_plugin.types import Mask, Scores
 
 
@@ -28,7 +29,7 @@ class Activation:
 
     def __post_init__(self) -> None:
         """Refuse sample counts that are not positive."""
-        positive("Activation", samples=self.samples)
+        check_counts("Activation", samples=self.samples)
 
     @property
     def name(self) -> str:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from de_plugin.assess.guard import check_counts
 from de_plugin.assess.problem import Problem
-from de_plugin.criteria.scoring import noise, positive, require_gradient
+from de_plugin.criteria.scoring import noise, require_gradient
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class GradientCriterion(ABC):
 
     def __post_init__(self) -> None:
         """Refuse sample counts that are not positive."""
-        positive(type(self).__name__, samples=self.samples)
+        check_counts(type(self).__name__, samples=self.samples)
 
     @property
     @abstractmethod

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from de_plugin.assess.gradients import mean_over_samples
+from de_plugin.assess.guard import check_counts
 from de_plugin.assess.problem import Problem
 from de_plugin.assess.units import Layer
 from de_plugin.criteria.base import register
 from de_plugin.criteria.gradient import GradientCriterion
-from de_plugin.criteria.scoring import finish, live, positive, weights, widened
+from de_plugin.criteria.scoring import finish, live, weights, widened
 from de_plugin.errors import ArgumentError
 from de_plugin.types import Mask, Scores
 
@@ -51,7 +52,7 @@ class OBS(GradientCriterion):
     def __post_init__(self) -> None:
         """Refuse options that cannot work."""
         super().__post_init__()
-        positive("OBS", block=self.block)
+        check_counts("OBS", block=self.block)
         if not (self.damping > 0 and math.isfinite(self.damping)):
             raise ArgumentError(f"OBS(damping={self.damping}): expected a finite number > 0")
 

@@ -55,17 +55,6 @@ def finish(problem: Problem, eligible: Mask, scores: Tensor, who: str) -> Scores
     return result.masked_fill(~eligible, float("inf"))
 
 
-def positive(who: str, **values: int) -> None:
-    """Refuse options that are not positive whole numbers.
-
-    Raises:
-        ArgumentError: one of them is not.
-    """
-    for option, value in values.items():
-        if value < 1 or value != int(value):
-            raise ArgumentError(f"{who}({option}={value!r}): expected a positive whole number")
-
-
 def require_gradient(problem: Problem, who: str) -> None:
     """Refuse problems whose divergence cannot be differentiated.
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from de_plugin.assess.fingerprint import fingerprint
@@ -94,7 +94,7 @@ def _digest(x: Tensor) -> str:
 
 
 def _short(parts: Mapping[str, Any]) -> str:
-    whole = json.dumps(parts, default=str)
+    whole = json.dumps(parts)
     return f"{len(parts)} tensors {zlib.crc32(whole.encode()):08x}"
 
 
@@ -185,10 +185,9 @@ class Checkpoint:
         try:
             with safe_open(self.path, "pt") as file:
                 metadata = file.metadata() or {}
-                known = json.loads(metadata["identity"])
-                state = json.loads(metadata["state"])
-                self._compare(known)
-                return {name: file.get_tensor(name) for name in file.keys()}, state  # noqa: SIM118
+            known, state = json.loads(metadata["identity"]), json.loads(metadata["state"])
+            self._compare(known)
+            return load_file(self.path), state
         except (SafetensorError, OSError, KeyError, ValueError) as error:
             if isinstance(error, CheckpointError):
                 raise

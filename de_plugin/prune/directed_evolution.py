@@ -136,19 +136,9 @@ class DirectedEvolution:
             if problem.out_of_budget():
                 break
             genomes = torch.from_numpy(search.ask()).float()
-            given = [*pure, elite]
-
-            def ranking_of(number: int, genomes: Tensor = genomes, key: int = generation) -> Tensor:
-                return self._ranking(problem, genomes[number], features, (turn, key, number))
-
-            def mask_of(
-                number: int, given: list[Mask] = given, make: Callable[[int], Tensor] = ranking_of
-            ) -> Mask:
-                if number >= self.population:
-                    return given[number - self.population]
-                return problem.select(make(number), eligible, count)
-
-            masks = Made(mask_of, tuple(range(self.population + len(given))))
+            ranking_of = partial(self._ranking, problem, genomes, features, (turn, generation))
+            mask_of = partial(_mask, problem, ranking_of, eligible, count, self.population, [*pure, elite])
+            masks = Made(mask_of, tuple(range(self.population + len(pure) + 1)))
             index = problem.draw(self.samples)
             order = torch.randperm(len(index), generator=problem.generator(4, turn, generation))
             values, best = halve(partial(_assess, problem, masks), len(masks), index[order], self.halving)
@@ -183,13 +173,15 @@ class DirectedEvolution:
         deviation = [self.exponent] * criteria + [self.offset] * layers + [self.temperature]
         return Search(mean, np.array(deviation), self.population, problem.seed + turn - 1)
 
-    def _ranking(self, problem: Problem, genome: Tensor, features: Tensor, key: tuple[int, ...]) -> Tensor:
-        criteria = len(features)
+    def _ranking(
+        self, problem: Problem, genomes: Tensor, features: Tensor, key: tuple[int, ...], number: int
+    ) -> Tensor:
+        genome, criteria = genomes[number], len(features)
         scores = torch.einsum("c,cu->u", genome[:criteria], features)
         if problem.quota is None:
             scores = scores + genome[criteria:-1][problem.units.layer_of]
         warmth = float(genome[-1].abs())
-        noise = torch.randn(problem.units.count, generator=problem.generator(5, *key))
+        noise = torch.randn(problem.units.count, generator=problem.generator(5, *key, number))
         return scores + 0.5 * warmth * noise
 
     def _gate(self, problem: Problem, masks: Masks, names: list[str]) -> Mask:
@@ -206,6 +198,21 @@ class DirectedEvolution:
             }
         )
         return masks[best]
+
+
+def _mask(
+    problem: Problem,
+    ranking_of: Callable[[int], Tensor],
+    eligible: Mask,
+    count: int,
+    genomes: int,
+    given: list[Mask],
+    number: int,
+) -> Mask:
+    """Return candidate `number` of a generation: a genome's choice, or after those one that is given."""
+    if number >= genomes:
+        return given[number - genomes]
+    return problem.select(ranking_of(number), eligible, count)
 
 
 def _assess(problem: Problem, sets: Made, some: Tensor, index: Tensor) -> Tensor:

@@ -114,7 +114,7 @@ def test_channels(use: tuple[nn.Module, Product, Tensor], candidates: int, seed:
     biases: list[Tensor | None] = [None] * candidates
     if bias is not None:
         biases = [*(bias * kept)]
-        close(change.biases(), bias * kept)
+        close(change.biases(bias), bias * kept)
     close(change.weights(), weights)
     close(change.from_one(product, x, None), one_by_one(product, [x] * candidates, weights, biases))
     several = torch.stack([x * (n + 1) for n in range(candidates)])

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from de_plugin.assess.attention import plain_attention
 from de_plugin.assess.record import (
     Record,
     flexible,
-    plain_attention,
     record,
     version,
 )

@@ -231,10 +231,12 @@ def test_widen_out_of_range(widen: float) -> None:
 def test_parts_must_be_criteria() -> None:
     with pytest.raises(ArgumentError, match="at least one"):
         Nest(Magnitude(), ())
+    name: Any = "magnitude"
     with pytest.raises(ArgumentError, match="expected a criterion"):
-        Nest("magnitude", (Random(),))  # type: ignore[arg-type]
+        Nest(name, (Random(),))
+    kind: Any = Magnitude
     with pytest.raises(ArgumentError, match="expected a criterion"):
-        Blend(((Magnitude, 1.0),))  # type: ignore[arg-type]
+        Blend(((kind, 1.0),))
 
 
 @settings(max_examples=30, deadline=None)

@@ -19,7 +19,8 @@ DAMPING = 0.05
 
 def dense(problem: Problem, layer: int) -> Tensor:
     """Return one layer's damped empirical Fisher with labels, in canonical order, float64."""
-    (inputs, labels, _) = problem.pool.stacked  # type: ignore[misc]
+    stacked: Any = problem.pool.stacked
+    (inputs, labels, _) = stacked
     found = problem.units.layers[layer]
     rows = []
     with problem.units.zeroed(problem.kept):

@@ -24,7 +24,8 @@ def masked(problem: Problem) -> list[Tensor]:
 def per_sample(problem: Problem, targets: Tensor) -> Iterator[list[Tensor]]:
     """Yield cross-entropy gradients of one sample after the other, by a plain loop."""
     parameters = [layer.parameter for layer in problem.units.layers]
-    (inputs, _, _) = problem.pool.stacked  # type: ignore[misc]
+    stacked: Any = problem.pool.stacked
+    (inputs, _, _) = stacked
     with problem.units.zeroed(problem.kept):
         for x, y in zip(inputs, targets, strict=True):
             loss = F.cross_entropy(problem.model(x[None]), y[None])
@@ -36,7 +37,8 @@ def drawn(problem: Problem, key: int, *, at_once: bool = False) -> Tensor:
 
     Factored gradients of linear layers draw for all samples at once, others chunk by chunk.
     """
-    (inputs, _, _) = problem.pool.stacked  # type: ignore[misc]
+    stacked: Any = problem.pool.stacked
+    (inputs, _, _) = stacked
     with torch.no_grad(), problem.units.zeroed(problem.kept):
         generator = noise(problem, key)
         if not at_once:

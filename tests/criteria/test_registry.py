@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -60,9 +61,9 @@ def test_options_need_a_name() -> None:
 
 
 @pytest.mark.parametrize("wrong", [None, 3, Magnitude, print])
-def test_what_is_no_criterion_is_refused(wrong: object) -> None:
+def test_what_is_no_criterion_is_refused(wrong: Any) -> None:
     with pytest.raises(ArgumentError, match="expected one of"):
-        criterion(wrong)  # type: ignore[arg-type]
+        criterion(wrong)
 
 
 @pytest.mark.usefixtures("scratch")

@@ -7,35 +7,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.utils.prune as torch_prune
-from torch import Tensor, nn
+from torch import nn
 
 import de_plugin
-from de_plugin import Budget, DirectedEvolution, Progress, Schedule, Swaps
-
-QUICK = DirectedEvolution(
-    population=6,
-    generations=2,
-    samples=64,
-    swaps=Swaps(rounds=2, candidates=8, gradient_samples=32, window=40),
-)
-
-
-def network() -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(8, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Linear(12, 4)).eval()
-
-
-def data(count: int = 80) -> Tensor:
-    return torch.randn(count, 8, generator=torch.Generator().manual_seed(1))
-
-
-def state(model: nn.Module) -> dict[str, Tensor]:
-    return {n: x.clone() for n, x in model.state_dict().items()}
-
-
-def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
-    return list(first) == list(second) and all(torch.equal(first[n], second[n]) for n in first)
-
+from de_plugin import Budget, Progress, Schedule
+from tests.prune.small import QUICK, data, network, same, state
 
 # -- targets -------------------------------------------------------------------------------------
 

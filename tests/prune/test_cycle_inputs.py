@@ -10,23 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import de_plugin
-from de_plugin import DirectedEvolution, Swaps
-
-QUICK = DirectedEvolution(
-    population=6,
-    generations=2,
-    samples=64,
-    swaps=Swaps(rounds=2, candidates=8, gradient_samples=32, window=40),
-)
-
-
-def network() -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(8, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Linear(12, 4)).eval()
-
-
-def data(count: int = 80) -> Tensor:
-    return torch.randn(count, 8, generator=torch.Generator().manual_seed(1))
+from tests.prune.small import QUICK, data, network
 
 
 class TwoInputs(nn.Module):

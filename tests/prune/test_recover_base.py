@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -85,6 +87,6 @@ def test_a_sequence_lowers_the_divergence() -> None:
 
 
 @pytest.mark.parametrize("wrong", ["batch-norm", 3, Distillation, [4]])
-def test_anything_else_is_refused_with_the_names(wrong: object) -> None:
+def test_anything_else_is_refused_with_the_names(wrong: Any) -> None:
     with pytest.raises(ArgumentError, match="leastsquares"):
-        recovery(wrong)  # type: ignore[arg-type]
+        recovery(wrong)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -12,8 +11,8 @@ from torch import Tensor
 
 from de_plugin.errors import DataError
 from de_plugin.zoo import accuracy, load_checkpoint, mlpnet, mnist
+from tests.zoo.shared_data import shared
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 CHECKPOINT = "mlpnet/mlpnet-mnist-93.97.safetensors"
 
 
@@ -60,10 +59,7 @@ def test_missing_or_damaged_files(tmp_path: Path) -> None:
 
 @pytest.mark.real_data
 def test_the_published_mlpnet_has_its_published_accuracy() -> None:
-    named = os.environ.get("DE_PLUGIN_TEST_DATA")
-    path = (Path(named) if named else REPOSITORY.parent / "shared" / "data") / CHECKPOINT
-    if not path.is_file():
-        pytest.skip(f"no checkpoint {path}: name its folder in DE_PLUGIN_TEST_DATA")
+    path = shared(CHECKPOINT)
     try:
         data = mnist()
     except DataError as error:

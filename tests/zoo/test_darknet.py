@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import struct
 from pathlib import Path
 
@@ -17,8 +16,8 @@ from torch.nn import functional as F
 from de_plugin.errors import ArgumentError, DataError
 from de_plugin.zoo import Darknet, Detection, Head, darknet, decode, detections, letterbox
 from de_plugin.zoo.darknet_layers import Convolutional, MaxPool, Route, Upsample
+from tests.zoo.shared_data import shared
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 IMAGES = 12
 COCO_IDS = [number for number in range(1, 91) if number not in {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}]
 
@@ -78,14 +77,6 @@ def header(major: int = 0, minor: int = 2, seen: str = "<Q") -> bytes:
 
 def images(count: int = 2, size: int = 32) -> Tensor:
     return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(1))
-
-
-def shared(name: str) -> Path:
-    folder = os.environ.get("DE_PLUGIN_SHARED")
-    path = (Path(folder) if folder else REPOSITORY.parent / "shared") / "data" / name
-    if not path.exists():
-        pytest.skip(f"there is no {path}: name the folder that holds data/ in DE_PLUGIN_SHARED")
-    return path
 
 
 @pytest.mark.real_data

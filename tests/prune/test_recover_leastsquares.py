@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -173,6 +174,6 @@ def test_embeddings_are_skipped() -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"samples": 0}, {"ridge": -1}, {"positions": 0}])
-def test_numbers_out_of_range_are_refused(wrong: dict[str, float]) -> None:
+def test_numbers_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ArgumentError, match=next(iter(wrong))):
-        LeastSquares(**wrong)  # type: ignore[arg-type]
+        LeastSquares(**wrong)

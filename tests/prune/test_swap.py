@@ -179,7 +179,8 @@ def test_joint_predictions_agree_with_small_changes(divergence: str) -> None:
     with torch.no_grad():
         for layer in asked.units.layers:
             layer.parameter[::2] *= 0.02
-    asked = Problem(asked.model, asked.pool.stacked[0], divergence=divergence, holdout=0)  # type: ignore[index]
+    stacked: Any = asked.pool.stacked
+    asked = Problem(asked.model, stacked[0], divergence=divergence, holdout=0)
     asked.kept = started(asked, 0.3)
     path = joint(asked, everything(asked), 20, samples=80, window=60, key=1)
     assert path

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -80,7 +81,7 @@ def test_generations_only_get_better() -> None:
     patient.evolve(asked, asked.eligible, 90, ~asked.protected)
     best = [e["best"] for e in asked.events if e["kind"] == "generation"]
     assert len(best) == 5
-    assert best == sorted(best, reverse=True)
+    assert all(later <= earlier * (1 + 1e-5) for earlier, later in pairwise(best))
 
 
 @pytest.mark.parametrize("scope", ["global", "layer"])

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from de_plugin.assess.bits import zeroed
 from de_plugin.assess.design import CONVOLUTIONS, pad_list, paddings, several
 from de_plugin.assess.layers import Layer
 
@@ -148,6 +149,9 @@ class Weights:
             per_sample_weights=values.to(columns),
         )
         at = 2 if product.dims else parent.dim()
+        if not few and not product.dims:  # what follows a linear layer takes any layout
+            apart = added.reshape(-1, outputs, *shape)
+            return apart.add_(parent.movedim(-1, 0).contiguous()).movedim(1, at)
         result = _repeated(parent, self.candidates)
         target = result.movedim(at, 1)
         if few:
@@ -243,4 +247,4 @@ class Channels:
         channel = dims - 1 - product.dims
         shape = [1] * dims
         shape[channel] = self.kept.shape[1]
-        return torch.where(self.kept.reshape(len(self.kept), *shape), y, torch.zeros_like(y[:1]))
+        return zeroed(y, self.kept.reshape(len(self.kept), *shape))

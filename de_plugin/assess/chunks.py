@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from de_plugin.assess.changes import SCATTERED
 from de_plugin.assess.record import Record
 from de_plugin.assess.units import ParameterUnits
-
-Flips = dict[int, Tensor]
-"""The units of each layer, counted from its first, in which a candidate differs from the student."""
 
 _FLOAT = 4
 _MOST = 64
@@ -23,7 +21,44 @@ _MOST = 64
 _SAMPLES = 4096
 """Samples in one pass at most."""
 _FEWEST = 16
-"""Samples in one pass at least."""
+"""Samples in one pass at least, where the student's own run on them finds room."""
+_RUNS = 16
+"""The working sets that one run of the student may take."""
+
+
+class Slab:
+    """What a number of candidates differ in from the student.
+
+    Args:
+        units: what they differ in.
+        flips: for each candidate the units, ascending.
+    """
+
+    def __init__(self, units: ParameterUnits, flips: Sequence[Tensor]) -> None:
+        self.flips = torch.cat([*flips]) if flips else torch.empty(0, dtype=torch.long)
+        sizes = torch.tensor([len(x) for x in flips])
+        self.owner = torch.repeat_interleave(torch.arange(len(flips)), sizes)
+        """The candidate of each flip."""
+        edges = torch.tensor([*(layer.start for layer in units.layers), units.count])
+        order = self.owner * units.count + self.flips
+        places = torch.arange(len(flips))[:, None] * units.count + edges
+        self._bounds = torch.searchsorted(order, places).numpy()
+        self.counts: NDArray[np.int64] = np.diff(self._bounds, axis=1)
+        """How many units of each layer differ, ``(candidates, layers)``."""
+
+    def __len__(self) -> int:
+        """Return the number of candidates."""
+        return len(self.counts)
+
+    def part(self, layer: int, numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Return the flips of a layer and whose they are: places in `numbers`, ascending."""
+        sizes = torch.from_numpy(self.counts[list(numbers), layer])
+        owner = torch.repeat_interleave(torch.arange(len(numbers)), sizes)
+        first, last = self._bounds[numbers[0], layer], self._bounds[numbers[-1], layer + 1]
+        if last - first == len(owner):  # nothing else lies between them
+            return self.flips[first:last], owner
+        pieces = [self.flips[slice(*self._bounds[n, layer : layer + 2])] for n in numbers]
+        return torch.cat(pieces), owner
 
 
 @dataclass(frozen=True)
@@ -56,58 +91,59 @@ class Chunks:
     working_set: int
 
     @cached_property
-    def _edges(self) -> Tensor:
-        return torch.tensor([*(layer.start for layer in self.units.layers), self.units.count])
-
-    def split(self, flips: Tensor) -> Flips:
-        """Return a candidate's flips, ascending, by layer."""
-        layers = self.units.layers
-        bounds = torch.searchsorted(flips, self._edges).tolist()
-        return {n: flips[a:b] - layers[n].start for n, (a, b) in enumerate(pairwise(bounds)) if a < b}
+    def _first(self) -> NDArray[np.int64]:
+        """The step that uses each layer first, ``(layers,)``; behind the last one where none does."""
+        steps = len(self.structure.steps)
+        return np.array([self.structure.first.get(n, steps) for n in range(len(self.units.layers))])
 
     def start(self, layers: Sequence[int], record: Record) -> int:
         """Return the number of the step that uses one of the layers first."""
         return min([record.first[n] for n in layers if n in record.first], default=len(record.steps))
 
-    def used(self, layers: Iterable[int]) -> list[int]:
-        """Return those of the layers that a run of the student uses."""
-        return [n for n in layers if n in self.structure.first]
+    def starts(self, slab: Slab) -> NDArray[np.int64]:
+        """Return the step at which each candidate first differs; behind the last one for nowhere."""
+        steps = len(self.structure.steps)
+        starts: NDArray[np.int64] = np.where(slab.counts > 0, self._first, steps).min(1, initial=steps)
+        return starts
 
-    def everything(self, flips: Sequence[Flips]) -> bool:
+    def everything(self, slab: Slab) -> bool:
         """Tell whether the student's own run is of no use: no candidate leaves anything of it."""
-        first = min(self.structure.first.values(), default=0)
-        return all(
-            SCATTERED * sum(map(len, x.values())) > self.units.count
-            and self.start([*x], self.structure) == first
-            for x in flips
-        )
+        dense = SCATTERED * slab.counts.sum(1) > self.units.count
+        return bool((dense & (self.starts(slab) == self._first.min())).all())
 
     def one_pass(self) -> int:
         """Return how many samples of one candidate the working set holds, all activations counted."""
-        held = _FLOAT * sum(step.numel for step in self.structure.steps) // self.samples
-        return max(1, min(_SAMPLES, self.working_set // max(1, held)))
+        return max(1, min(_SAMPLES, self.working_set // self._all_bytes))
 
-    def parts(self, index: Tensor, flips: Sequence[Flips]) -> Iterator[Tensor]:
-        """Cut samples into passes of equal size, as many as the working set holds for all candidates."""
-        start = min([self.start([*x], self.structure) for x in flips], default=0)
-        held = max(1, self._bytes(start) * min(_MOST, len(flips)))
+    def parts(self, index: Tensor, slab: Slab) -> Iterator[Tensor]:
+        """Cut samples into passes of equal size, as many as the working set holds for all candidates.
+
+        The student's own run, all activations counted, must find room as well.
+        """
+        start = int(self.starts(slab).min(initial=len(self.structure.steps)))
+        held = max(1, self._bytes(start) * min(_MOST, len(slab)))
         most = min(max(self.working_set // held, _FEWEST), _SAMPLES)
+        most = max(1, min(most, _RUNS * self.working_set // self._all_bytes))
         passes = -(-len(index) // most)
         return iter(index.tensor_split(passes))
 
-    def chunks(self, flips: Sequence[Flips], samples: int) -> Iterator[Chunk]:
+    def chunks(self, slab: Slab, samples: int) -> Iterator[Chunk]:
         """Put candidates that first differ at the same step together, as many as the working set holds."""
-        grouped: dict[int, list[int]] = {}
-        for number, mine in enumerate(flips):
-            if used := self.used(mine):
-                grouped.setdefault(self.start(used, self.structure), []).append(number)
-        for start in sorted(grouped):
+        starts = self.starts(slab)
+        differs = (slab.counts > 0) & (self._first < len(self.structure.steps))
+        for start in np.unique(starts).tolist():
+            if start == len(self.structure.steps):
+                continue
             most = max(1, min(_MOST, self.working_set // max(1, self._bytes(start) * samples)))
-            members = grouped[start]
-            for at in range(0, len(members), most):
-                part = members[at : at + most]
-                layers = {n for number in part for n in self.used(flips[number])}
-                yield Chunk(tuple(part), tuple(sorted(layers)))
+            members = np.flatnonzero(starts == start)
+            for part in np.array_split(members, -(-len(members) // most)):
+                layers = np.flatnonzero(differs[part].any(0))
+                yield Chunk(tuple(part.tolist()), tuple(layers.tolist()))
+
+    @cached_property
+    def _all_bytes(self) -> int:
+        """Bytes of all results for one sample."""
+        return max(1, _FLOAT * sum(step.numel for step in self.structure.steps) // self.samples)
 
     def _bytes(self, start: int) -> int:
         """Return the bytes of the largest result from a step on, for one sample."""

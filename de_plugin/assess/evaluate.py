@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
 from de_plugin.assess.candidates import Candidates, Flipped
+from de_plugin.assess.repair import Repair, SideBySide
 from de_plugin.assess.teacher import Autocast
 from de_plugin.assess.vectorised import BatchingError, reason
 from de_plugin.errors import ArgumentError, DEWarning
@@ -21,6 +24,9 @@ if TYPE_CHECKING:
 _TRIED = 16
 """Layers that the trial of a model looks at."""
 
+_REPAIRED = 16
+"""Samples that a trial with a repair takes: statistics of a few make every difference a large one."""
+
 
 class Evaluator(Protocol):
     """Measures every candidate on the same samples."""
@@ -29,8 +35,8 @@ class Evaluator(Protocol):
     def samples(self) -> int:
         """Samples of one candidate that a pass holds with ease."""
 
-    def __call__(self, population: Candidates, index: Tensor) -> Values:
-        """Return one divergence a candidate."""
+    def __call__(self, population: Candidates, index: Tensor, repair: Repair | None = None) -> Values:
+        """Return one divergence a candidate, each corrected by `repair` first."""
 
 
 class Serial:
@@ -38,20 +44,18 @@ class Serial:
 
     Args:
         problem: whose student is asked.
-        repair: correct each zeroed student as ``problem.repair`` does.
     """
 
-    def __init__(self, problem: Problem, repair: bool = False) -> None:
+    def __init__(self, problem: Problem) -> None:
         self.problem = problem
-        self.repair = repair
 
     @property
     def samples(self) -> int:
         """The samples of a batch."""
         return self.problem.pool.batch_size
 
-    def __call__(self, population: Candidates, index: Tensor) -> Values:
-        """Return one divergence a candidate."""
+    def __call__(self, population: Candidates, index: Tensor, repair: Repair | None = None) -> Values:
+        """Return one divergence a candidate, each corrected by `repair` first."""
         problem = self.problem
         batches = problem.pool.take(index)
         values = torch.zeros(len(population), dtype=torch.float64)
@@ -59,49 +63,72 @@ class Serial:
             if not problem.ranks.mine(row):
                 continue
             kept = population.mask(row)
-            with torch.no_grad(), problem.units.zeroed(kept):
-                if self.repair:
-                    with problem.repaired(batches):
-                        values[row] = float(problem.measure(batches))
-                else:
-                    values[row] = float(problem.measure(batches))
+            corrected = nullcontext() if repair is None else repair(problem, batches)
+            with torch.no_grad(), problem.units.zeroed(kept), corrected:
+                values[row] = float(problem.measure(batches))
         return problem.ranks.total(values)
 
 
 class Guarded:
     """The fast evaluator while it works, the serial one from its first failure on.
 
+    Which of them it is lasts: the problem's state, and with it a checkpoint, holds it.
+
     Args:
         problem: whose student is asked.
         fast: what is tried first.
     """
 
-    def __init__(self, problem: Problem, fast: Evaluator) -> None:
+    def __init__(self, problem: Problem, fast: Population) -> None:
         self.problem = problem
-        self._evaluator = fast
+        self._fast = fast
+        self._serial = Serial(problem)
 
     @property
     def samples(self) -> int:
         """What the evaluator in use says."""
-        return self._evaluator.samples
+        return self._serial.samples if self._given_up("plain") else self._fast.samples
 
-    def __call__(self, population: Candidates, index: Tensor) -> Values:
-        """Return one divergence a candidate."""
-        if not isinstance(self._evaluator, Serial):
-            try:
-                return self._evaluator(population, index)
-            except BatchingError as error:
-                values = Serial(self.problem)(population, index)  # what is wrong anyway is raised here
-                self._raise_if_gone(error, population, index)
-                _warn(self.problem, reason(self.problem.model, error.cause))
-                self._evaluator = Serial(self.problem)
-                return values
-        return self._evaluator(population, index)
+    def __call__(self, population: Candidates, index: Tensor, repair: Repair | None = None) -> Values:
+        """Return one divergence a candidate, each corrected by `repair` first."""
+        way = "plain" if repair is None else "repaired"
+        if repair is not None and not isinstance(repair, SideBySide):
+            return self._serial(population, index, repair)
+        if self._given_up("plain") or self._given_up(way):
+            return self._serial(population, index, repair)
+        if repair is not None and not self.problem.remember(("tried", repair), partial(self._try, repair)):
+            return self._serial(population, index, repair)
+        try:
+            return self._fast(population, index, repair)
+        except BatchingError as error:
+            values = self._serial(population, index, repair)  # what is wrong anyway is raised here
+            self._raise_if_gone(error, population, index, repair)
+            self._give_up(way, reason(self.problem.model, error.cause))
+            return values
 
-    def _raise_if_gone(self, error: BatchingError, population: Candidates, index: Tensor) -> None:
+    def _try(self, repair: Repair) -> bool:
+        """Tell whether repaired candidates can be measured side by side."""
+        try:
+            obstacle = _trial(self.problem, self._fast, repair)
+        except BatchingError as error:
+            obstacle = reason(self.problem.model, error.cause)
+        if obstacle:
+            self._give_up("repaired", obstacle)
+        return not obstacle
+
+    def _given_up(self, way: str) -> bool:
+        return way in self.problem.state.get("evaluator", {})
+
+    def _give_up(self, way: str, obstacle: str) -> None:
+        self.problem.state_of("evaluator")[way] = obstacle
+        _warn(self.problem, obstacle)
+
+    def _raise_if_gone(
+        self, error: BatchingError, population: Candidates, index: Tensor, repair: Repair | None
+    ) -> None:
         """Raise what does not come up a second time: it was the user's own, not the batching's."""
         try:
-            self._evaluator(population, index)
+            self._fast(population, index, repair)
         except BatchingError:
             return
         raise error.cause
@@ -134,7 +161,7 @@ def evaluator(problem: Problem, spec: str) -> Evaluator:
     return Serial(problem)
 
 
-def _trial(problem: Problem, fast: Population) -> str:
+def _trial(problem: Problem, fast: Population, repair: Repair | None = None) -> str:
     """Compare with the serial loop; return what differs, or nothing.
 
     Tried are a twentieth of each layer, which is measured as a sparse difference, and half of all units.
@@ -150,8 +177,10 @@ def _trial(problem: Problem, fast: Population) -> str:
         changes.append(layer.start + drawn.sort().values)
     half = torch.rand(problem.units.count, generator=problem.generator(9)) < 0.5
     population = Flipped(problem.kept, (*changes, half.nonzero()[:, 0]))
-    index = problem.search[:2] if problem.pool.stacked is not None else problem.search[:1]
-    expected, found = Serial(problem)(population, index), fast(population, index)
+    index = problem.search[:1]
+    if problem.pool.stacked is not None:
+        index = problem.search[: 2 if repair is None else _REPAIRED]
+    expected, found = Serial(problem)(population, index, repair), fast(population, index, repair)
     precision = max(torch.finfo(layer.parameter.dtype).eps for layer in problem.units.layers)
     if isinstance(problem.forward, Autocast):
         precision = torch.finfo(problem.forward.dtype).eps

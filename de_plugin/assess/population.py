@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from itertools import count
+from itertools import count as counter
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,20 +18,28 @@ from de_plugin.assess.attention import plain_attention
 from de_plugin.assess.batches import Batch
 from de_plugin.assess.candidates import Candidates
 from de_plugin.assess.changes import Change, Channels, Weights
-from de_plugin.assess.chunks import Chunk, Chunks, Flips
+from de_plugin.assess.chunks import Chunk, Chunks, Slab
 from de_plugin.assess.divergence import JS, KL, MSE, Cosine
 from de_plugin.assess.fingerprint import fingerprint
 from de_plugin.assess.granularity import Channel, Weight
 from de_plugin.assess.record import Record, record
+from de_plugin.assess.repair import Repair, SideBySide, Statistics
 from de_plugin.assess.substitute import Substitution
-from de_plugin.assess.vectorised import FAILURES, BatchingError, buffers_stay
+from de_plugin.assess.vectorised import BatchingError, RoomError, buffers_stay, failures
 from de_plugin.types import Values
 
 if TYPE_CHECKING:
     from de_plugin.assess.problem import Problem
 
+_SMALLEST_BYTES = 64 << 10
+"""A working set that is not halved any more."""
 _SLAB_BYTES = 128 << 20
 """What the flips of candidates take at once."""
+
+_BLOCK_BYTES = (32 << 20) - (8 << 10)
+"""The largest block whose release makes glibc keep memory of that order for the next request
+(mallopt(3), M_MMAP_THRESHOLD). Otherwise each pass has its memory mapped anew, page by page, which
+takes longer than computing what goes there."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +60,10 @@ class Population:
         prefix_bytes: bytes of the student's own activations that are kept from one call to the next.
     """
 
-    def __init__(self, problem: Problem, working_set: int = 8 << 20, prefix_bytes: int = 256 << 20) -> None:
+    def __init__(self, problem: Problem, working_set: int = 16 << 20, prefix_bytes: int = 256 << 20) -> None:
         self.problem = problem
         self.prefix_bytes = prefix_bytes
+        torch.empty(_BLOCK_BYTES, dtype=torch.uint8)  # freed at once, see there
         self._runs: dict[bytes, Run] = {}
         self._held = 0
         self._state = -1
@@ -77,58 +86,95 @@ class Population:
 
     # -- measuring -------------------------------------------------------------------------------
 
-    def __call__(self, population: Candidates, index: Tensor) -> Values:
+    def __call__(self, population: Candidates, index: Tensor, repair: Repair | None = None) -> Values:
         """Return one divergence a candidate.
 
-        Candidates are looked at in slabs, so that what they differ in takes a bounded room.
+        Candidates are looked at in slabs, so that what they differ in takes a bounded room. Where the
+        device has less memory than a pass takes, passes are halved from then on, on all ranks.
+
+        Raises:
+            BatchingError: the model cannot be run for many candidates at once, or not with that repair.
         """
         self._forget_if_changed()
+        self._resize(self.problem.state.get("evaluator", {}).get("working_set", self._chunks.working_set))
         values: list[Values] = []
-        slab: list[Flips] = []
+        flips: list[Tensor] = []
         held = 0
         for number in range(len(population)):
-            slab.append(self._chunks.split(population.flips(number, self.problem.kept)))
-            held += sum(8 * len(x) for x in slab[-1].values())
+            flips.append(population.flips(number, self.problem.kept))
+            held += 8 * len(flips[-1])
             if held > _SLAB_BYTES or number == len(population) - 1:
-                values.append(self._slab(slab, index))
-                slab, held = [], 0
+                values.append(self._within_memory(Slab(self.problem.units, flips), index, repair))
+                flips, held = [], 0
         return torch.cat(values) if values else torch.empty(0, dtype=torch.float64)
 
-    def _slab(self, flips: list[Flips], index: Tensor) -> Values:
+    def _within_memory(self, slab: Slab, index: Tensor, repair: Repair | None) -> Values:
+        while True:
+            try:
+                return self._slab(slab, index, repair)
+            except RoomError as error:
+                if self._chunks.working_set < _SMALLEST_BYTES:
+                    raise BatchingError(error) from error
+                self._resize(self._chunks.working_set // 2)
+                self.problem.state_of("evaluator")["working_set"] = self._chunks.working_set
+
+    def _resize(self, working_set: int) -> None:
+        """Take passes of another size from now on."""
+        if working_set == self._chunks.working_set:
+            return
+        self._chunks = replace(self._chunks, working_set=working_set)
+        self._forget()
+        if self.problem.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _slab(self, slab: Slab, index: Tensor, repair: Repair | None) -> Values:
         """Measure candidates on all parts of the samples; the ranks share the passes out."""
         problem = self.problem
         stacked = problem.pool.stacked is not None
-        whole = stacked and self._chunks.everything(flips)
-        parts = list(self._chunks.parts(index, flips) if stacked else index.split(1))
-        table = torch.zeros(len(parts), len(flips) + 2, dtype=torch.float64)
+        statistics = None if repair is None else self._statistics(repair)
+        whole = stacked and self._chunks.everything(slab)
+        parts = list(self._chunks.parts(index, slab) if stacked else index.split(1))
+        if statistics is not None:  # they are those of all samples together
+            parts = [index]
+        table = torch.zeros(len(parts), len(slab) + 3, dtype=torch.float64)
         sizes = [max(map(len, parts))] * len(parts) if stacked else [problem.pool.size(int(p)) for p in index]
-        chunks = {size: list(self._chunks.chunks(flips, size)) for size in sorted({*sizes})}
-        same = [n for n, mine in enumerate(flips) if not self._chunks.used(mine)]
+        chunks = {size: list(self._chunks.chunks(slab, size)) for size in sorted({*sizes})}
+        same = (self._chunks.starts(slab) == len(self._structure.steps)).nonzero()[0]
         changes: dict[Chunk, dict[int, Change]] = {}
-        passes = count()
-        failure: BatchingError | None = None
+        passes = counter()
+        failure: BaseException | None = None
         with torch.no_grad(), problem.units.zeroed(problem.kept) as dense:
             for row, part, size in zip(table, parts, sizes, strict=True):
                 mine = [c for c in (None, *chunks[size]) if problem.ranks.mine(next(passes))]
                 if not mine or failure is not None:
                     continue
                 try:
-                    run = self._run_on(part, whole)
+                    run = self._run_on(part, whole, statistics)
                     for chunk in mine:
                         if chunk is None:  # what differs in nothing that is used is the student itself
                             row[same] = run.divergence
-                            row[-2] = run.batch.size
+                            row[-3] = run.batch.size
                             continue
                         if chunk not in changes:
-                            changes[chunk] = {n: self._change(n, chunk, flips, dense) for n in chunk.layers}
-                        row[list(chunk.numbers)] = self._measure(chunk, changes[chunk], run)
+                            changes[chunk] = {n: self._change(n, chunk, slab, dense) for n in chunk.layers}
+                        row[list(chunk.numbers)] = self._measure(chunk, changes[chunk], run, statistics)
+                except RoomError as error:
+                    failure, row[-2] = error, 1
                 except BatchingError as error:
                     failure, row[-1] = error, 1
         table = problem.ranks.total(table)
         if bool(table[:, -1].any()):
             raise failure or BatchingError(RuntimeError("another rank has failed"))
-        weights = table[:, -2:-1]
-        return (table[:, :-2] * weights).sum(0) / weights.sum()
+        if bool(table[:, -2].any()):
+            raise failure or RoomError("another rank is out of memory")
+        weights = table[:, -3:-2]
+        return (table[:, :-3] * weights).sum(0) / weights.sum()
+
+    def _statistics(self, repair: Repair) -> Mapping[int, Statistics]:
+        found = repair.statistics(self.problem) if isinstance(repair, SideBySide) else None
+        if found is None or self.problem.pool.stacked is None:
+            raise BatchingError(RuntimeError(f"{repair} works on one candidate at a time"))
+        return found
 
     # -- the student's own runs ------------------------------------------------------------------
 
@@ -138,18 +184,21 @@ class Population:
         state = fingerprint((*model.parameters(), *model.buffers(), self.problem.kept))
         if state != self._state:
             self._state = state
-            self._runs.clear()
-            self._held = 0
+            self._forget()
 
-    def _run_on(self, part: Tensor, whole: bool) -> Run:
+    def _forget(self) -> None:
+        self._runs.clear()
+        self._held = 0
+
+    def _run_on(self, part: Tensor, whole: bool, statistics: Mapping[int, Statistics] | None) -> Run:
         """Return the student's run on some samples, from memory where it has been asked for before."""
         if whole:
             [batch] = self.problem.pool.take(part, len(part))
             return Run(batch, self._structure, 0.0)
-        key = part.numpy().tobytes()
+        key = part.numpy().tobytes() + (b"" if statistics is None else b"repaired")
         if key not in self._runs:
             [batch] = self.problem.pool.take(part, len(part))
-            found = self._record(batch)
+            found = self._record(batch, statistics)
             run = Run(batch, found, self._divergence(found.outputs, batch))
             size = found.bytes
             if self._held + size > self.prefix_bytes:
@@ -158,16 +207,14 @@ class Population:
             self._held += size
         return self._runs[key]
 
-    def _record(self, batch: Batch) -> Record:
+    def _record(self, batch: Batch, statistics: Mapping[int, Statistics] | None = None) -> Record:
         """Run the student once; again with copies where it turns out to work in place."""
         call = partial(self.problem.forward, self.problem.model, batch.inputs)
-        try:
-            run = record(call, self._layers, self._in_place)
+        with failures():
+            run = record(call, self._layers, self._in_place, statistics)
             if not self._in_place and run.in_place:
                 self._in_place = True
-                run = record(call, self._layers, True)
-        except FAILURES as error:
-            raise BatchingError(error) from error
+                run = record(call, self._layers, True, statistics)
         return run
 
     def _divergence(self, outputs: Any, batch: Batch) -> float:
@@ -180,6 +227,7 @@ class Population:
         chunk: Chunk,
         changes: Mapping[int, Change],
         run: Run,
+        statistics: Mapping[int, Statistics] | None,
     ) -> Values:
         problem, batch = self.problem, run.batch
         weights: dict[int, Callable[[], Tensor]] = {}
@@ -200,6 +248,7 @@ class Population:
                 start,
                 marker,
                 self._in_place,
+                statistics,
             )
             with plain_attention(), mode:
                 flat, spec = tree_flatten(problem.forward(problem.model, batch.inputs))
@@ -208,11 +257,8 @@ class Population:
 
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="There is a performance drop")
-            try:
-                with buffers_stay(problem.model):
-                    found = vmap(one)(torch.arange(len(chunk.numbers), device=problem.device))
-            except FAILURES as error:
-                raise BatchingError(error) from error
+            with failures(), buffers_stay(problem.model):
+                found = vmap(one)(torch.arange(len(chunk.numbers), device=problem.device))
         spec, rest = shape
 
         def outputs(tensors: list[Tensor]) -> Any:
@@ -231,7 +277,7 @@ class Population:
         self,
         number: int,
         chunk: Chunk,
-        flips: list[Flips],
+        slab: Slab,
         dense: Mapping[int, Tensor],
     ) -> Change:
         """Return how a layer differs between the candidates of a chunk."""
@@ -239,14 +285,12 @@ class Population:
         layer = units.layers[number]
         weight = dense.get(id(layer.parameter), layer.parameter.detach())
         kept = self.problem.kept[layer.start : layer.stop]
-        nothing = torch.empty(0, dtype=torch.long)
-        own = [flips[n].get(number, nothing) for n in chunk.numbers]
-        sizes = torch.tensor([len(x) for x in own])
-        owner = torch.repeat_interleave(torch.arange(len(own)), sizes)
-        flipped = torch.cat(own)
+        flipped, owner = slab.part(number, chunk.numbers)
+        flipped = flipped - layer.start
+        count = len(chunk.numbers)
 
         def rows() -> Tensor:
-            result = kept.repeat(len(own), 1)
+            result = kept.repeat(count, 1)
             result[owner, flipped] ^= True
             return result.to(weight.device)
 
@@ -256,11 +300,11 @@ class Population:
         signs = 1 - 2 * kept[flipped].int()
         places: tuple[Tensor, ...] = (owner, flipped)
         if not isinstance(units.granularity, Weight):
-            changed = torch.zeros(len(own), layer.count, dtype=torch.int8)
+            changed = torch.zeros(count, layer.count, dtype=torch.int8)
             changed[places] = signs.to(torch.int8)
             spread = units.granularity.expand(changed, layer.shape).flatten(1)
             places = spread.nonzero(as_tuple=True)
             signs = spread[places].int()
         return Weights(
-            layer, weight, lambda: units.expand_layer(layer, rows()), len(own), places[0], places[1], signs
+            layer, weight, lambda: units.expand_layer(layer, rows()), count, places[0], places[1], signs
         )

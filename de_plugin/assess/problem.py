@@ -14,19 +14,17 @@ from de_plugin.assess.batches import Batch, Pool, Spill
 from de_plugin.assess.candidates import Candidates, candidates
 from de_plugin.assess.divergence import Curved, Custom, Divergence
 from de_plugin.assess.divergence import divergence as resolved
-from de_plugin.assess.evaluate import Evaluator, Serial, evaluator
+from de_plugin.assess.evaluate import Evaluator, evaluator
 from de_plugin.assess.fingerprint import fingerprint
 from de_plugin.assess.granularity import NM, Granularity
 from de_plugin.assess.guard import check_counts, require_eval, require_gradients_possible
 from de_plugin.assess.ranks import Ranks
+from de_plugin.assess.repair import Repair
 from de_plugin.assess.select import lowest
 from de_plugin.assess.teacher import Forward, ask, check_zero, plain_forward
 from de_plugin.assess.units import ParameterUnits, Pattern
 from de_plugin.errors import ArgumentError, DataError, DEWarning, OutputError
 from de_plugin.types import Mask, Masks, Scores, Values
-
-Repair = Callable[["Problem", list[Batch]], AbstractContextManager[None]]
-"""A cheap correction of the zeroed student, undone on exit (batch-norm matching, say)."""
 
 
 class Problem:
@@ -96,6 +94,7 @@ class Problem:
         self.quota: Tensor | None = None
         """How many units of each layer are zeroed, in all, when the allocation is fixed; else None."""
         self.repair: Repair | None = None
+        """The cheap correction that really follows a cut, which candidates get as well."""
         self.out_of_budget: Callable[[], bool] = lambda: False
         """Asked between generations and rounds: whether the search must come to an end."""
         self.events: list[dict[str, Any]] = []
@@ -144,8 +143,7 @@ class Problem:
         """
         self.evaluations += len(population)
         self.sample_evaluations += len(population) * len(index)
-        repaired = repair and self.repair is not None
-        values = (Serial(self, repair=True) if repaired else self._evaluator)(candidates(population), index)
+        values = self._evaluator(candidates(population), index, self.repair if repair else None)
         return torch.nan_to_num(values.double(), nan=float("inf"), posinf=float("inf"), neginf=float("inf"))
 
     def gate(self, population: Masks | Candidates, *, repair: bool = True) -> Values:

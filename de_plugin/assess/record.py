@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from de_plugin.assess.attention import plain_attention
+from de_plugin.assess.repair import Statistics
 
 _PRODUCTS = {
     "linear",
@@ -27,6 +29,7 @@ _PRODUCTS = {
     "multi_head_attention_forward",
 }
 """Functions whose result can stand for the call: what a prefix keeps."""
+_NORM = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
 _VALUES = {"T", "mT", "H", "mH", "data"}
 """Attributes of a tensor that give its values again."""
 
@@ -57,9 +60,21 @@ def flexible(
         return torch.Tensor.reshape_as
     if func is Tensor.view and not any(isinstance(x, torch.dtype) for x in args):
         return torch.Tensor.reshape
+    if func is torch.nn.functional.linear and _is_transposed(args[0]):
+        return _from_the_left
     if getattr(func, "__name__", "") == "adaptive_avg_pool2d" and args[1:] in ((1,), ((1, 1),)):
         return _mean_pool
     return func
+
+
+def _is_transposed(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.dim() > 1 and x.stride(-2) == 1 != x.stride(-1)
+
+
+def _from_the_left(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return a linear layer's outputs, transposed in memory as its inputs are."""
+    y = torch.matmul(weight.detach(), x.mT)  # of a weight that needs a gradient matmul makes one copy more
+    return (y if bias is None else y + bias[:, None]).mT
 
 
 def _mean_pool(x: Tensor, _size: Any) -> Tensor:
@@ -155,17 +170,26 @@ class Watching(TorchFunctionMode):
 
     Args:
         layers: the layer of each prunable parameter, by ``id``.
+        statistics: what gives batch norms their statistics, by ``id`` of the running mean.
     """
 
-    def __init__(self, layers: Mapping[int, int]) -> None:
+    def __init__(self, layers: Mapping[int, int], statistics: Mapping[int, Statistics] | None = None) -> None:
         super().__init__()
         self._layers = layers
+        self._statistics = statistics or {}
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        return func(*args, **kwargs) if is_getter(func) else self.call(func, args, kwargs)
+        if is_getter(func):
+            return func(*args, **kwargs)
+        if self._statistics and getattr(func, "__name__", "") == "batch_norm":
+            given = {**dict(zip(_NORM, args, strict=False)), **kwargs}
+            statistics = self._statistics.get(id(given["running_mean"]))
+            if statistics is not None:
+                return self.call(partial(_normalised, statistics), (given.pop("input"),), given)
+        return self.call(func, args, kwargs)
 
     @abstractmethod
     def call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -176,6 +200,21 @@ class Watching(TorchFunctionMode):
         return [x for x in tensors(args, kwargs) if id(x) in self._layers]
 
 
+def _normalised(
+    statistics: Statistics, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float = 1e-5, **_: Any
+) -> Tensor:
+    """Return what a batch norm gives that uses other statistics than its own."""
+    mean, var = statistics(x)
+    scale = (var + eps).rsqrt()
+    if weight is not None:
+        scale = scale * weight
+    shift = -mean * scale
+    if bias is not None:
+        shift = shift + bias
+    shape = (1, -1, *([1] * (x.dim() - 2)))
+    return torch.addcmul(shift.to(x.dtype).reshape(shape), x, scale.to(x.dtype).reshape(shape))
+
+
 class Recorder(Watching):
     """Fills a record.
 
@@ -183,10 +222,17 @@ class Recorder(Watching):
         layers: the layer of each prunable parameter, by ``id``.
         record: what is filled.
         copy: keep copies, and of products with prunable weights alone: for models that work in place.
+        statistics: as in `Watching`.
     """
 
-    def __init__(self, layers: Mapping[int, int], record: Record, copy: bool) -> None:
-        super().__init__(layers)
+    def __init__(
+        self,
+        layers: Mapping[int, int],
+        record: Record,
+        copy: bool,
+        statistics: Mapping[int, Statistics] | None = None,
+    ) -> None:
+        super().__init__(layers, statistics)
         self._record = record
         self._copy = copy
         self._made: list[list[Tensor]] = []
@@ -225,9 +271,14 @@ def copied(result: Any) -> Any:
     return tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, result)
 
 
-def record(run: Callable[[], Any], layers: Mapping[int, int], copy: bool) -> Record:
+def record(
+    run: Callable[[], Any],
+    layers: Mapping[int, int],
+    copy: bool,
+    statistics: Mapping[int, Statistics] | None = None,
+) -> Record:
     """Run the student once and return what it did."""
     found = Record()
-    with torch.no_grad(), plain_attention(), Recorder(layers, found, copy):
+    with torch.no_grad(), plain_attention(), Recorder(layers, found, copy, statistics):
         found.outputs = run()
     return found

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_map
 from de_plugin.assess.changes import Change, Channels, Product
 from de_plugin.assess.design import CONVOLUTIONS
 from de_plugin.assess.record import Record, Watching, copied, flexible, tensors
+from de_plugin.assess.repair import Statistics
 
 _LINEAR = ("input", "weight", "bias")
 _CONVOLUTION = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
@@ -93,6 +94,7 @@ class Substitution(Watching):
         start: the number of the first step that may differ.
         marker: one number a candidate, as seen inside `vmap`.
         copy: hand out copies of the record: the model works in place.
+        statistics: what gives batch norms their statistics, by ``id`` of the running mean.
     """
 
     def __init__(
@@ -104,8 +106,9 @@ class Substitution(Watching):
         start: int,
         marker: Tensor,
         copy: bool,
+        statistics: Mapping[int, Statistics] | None = None,
     ) -> None:
-        super().__init__(layers)
+        super().__init__(layers, statistics)
         self._record = record
         self._changes = changes
         self._weights = weights

@@ -13,6 +13,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from de_plugin.assess.bits import zero_
 from de_plugin.assess.granularity import NM, Granularity, granularity
 from de_plugin.assess.layers import EMBEDDING, PRUNABLE, Layer, describe, is_masked, usable, weight_names
 from de_plugin.errors import ArgumentError, DEWarning, SelectionError
@@ -216,7 +217,7 @@ class ParameterUnits:
         try:
             for layer in self.layers:
                 part = kept[layer.start : layer.stop]
-                if bool(part.all()):
+                if bool(part.view(torch.uint8).min()):
                     continue
                 part = part.to(layer.parameter.device)
                 self._zero(layer.parameter, self.expand_layer(layer, part), saved)
@@ -230,7 +231,7 @@ class ParameterUnits:
     @staticmethod
     def _zero(parameter: nn.Parameter, kept: Tensor, saved: list[tuple[nn.Parameter, Tensor]]) -> None:
         saved.append((parameter, parameter.data.clone()))
-        parameter.data.masked_fill_(~kept, 0)
+        zero_(parameter.data, kept)
 
 
 def _matching(patterns: Sequence[Pattern], prefix: str, name: str, module: nn.Module) -> list[Pattern]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
 
+import torch
 from torch import nn
 
 FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, LookupError)
@@ -18,6 +19,26 @@ class BatchingError(Exception):
     def __init__(self, cause: BaseException) -> None:
         super().__init__(str(cause))
         self.cause = cause
+
+
+class RoomError(Exception):
+    """A run for many candidates takes more memory than there is."""
+
+
+@contextmanager
+def failures() -> Iterator[None]:
+    """Turn what a model raises that cannot be run for many candidates into the error that says so.
+
+    Raises:
+        RoomError: the memory is not enough.
+        BatchingError: anything else.
+    """
+    try:
+        yield
+    except FAILURES as error:
+        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            raise RoomError(str(error)) from error
+        raise BatchingError(error) from error
 
 
 @contextmanager

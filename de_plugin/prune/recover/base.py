@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
-from de_plugin.assess.problem import Problem, Repair
+from de_plugin.assess.problem import Problem
+from de_plugin.assess.repair import Repair
 from de_plugin.errors import ArgumentError
 
 T = TypeVar("T")

@@ -7,9 +7,10 @@ interpolated networks (Jordan et al., arXiv:2211.08403).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,8 @@ from torch import Tensor, nn
 
 from de_plugin.assess.batches import Batch
 from de_plugin.assess.guard import untouched_on_error
-from de_plugin.assess.problem import Problem, Repair
+from de_plugin.assess.problem import Problem
+from de_plugin.assess.repair import Repair, Statistics
 from de_plugin.prune.recover.matching import MomentMatching
 from de_plugin.prune.recover.moments import Moments, calibration, joined
 
@@ -62,11 +64,26 @@ class BatchNormMatching(MomentMatching):
 
     def in_assessment(self) -> Repair:
         """Return the matching on a candidate's own batches, undone on exit."""
-        return self._tentatively
+        return _Tentative(self)
+
+    def _watched(self, model: nn.Module) -> dict[str, tuple[nn.Module, int]]:
+        return {name: (norm, 1) for name, norm in _norms(model).items()}
+
+
+@dataclass(frozen=True)
+class _Tentative:
+    """The matching of one candidate, or of many side by side.
+
+    Args:
+        matching: which holds the teacher's moments.
+    """
+
+    matching: BatchNormMatching
 
     @contextmanager
-    def _tentatively(self, problem: Problem, batches: list[Batch]) -> Iterator[None]:
-        teacher = self._teacher(problem)
+    def __call__(self, problem: Problem, batches: list[Batch]) -> Iterator[None]:
+        """Match on the given batches; the old statistics are back on exit."""
+        teacher = self.matching._teacher(problem)
         saved = [
             (buffer, buffer.clone())
             for norm in _norms(problem.model).values()
@@ -82,8 +99,22 @@ class BatchNormMatching(MomentMatching):
                 for live, value in saved:
                     live.copy_(value)
 
-    def _watched(self, model: nn.Module) -> dict[str, tuple[nn.Module, int]]:
-        return {name: (norm, 1) for name, norm in _norms(model).items()}
+    def statistics(self, problem: Problem) -> Mapping[int, Statistics]:
+        """Return what matches each batch norm on its inputs, by ``id`` of its running mean."""
+        teacher = self.matching._teacher(problem)
+        return {
+            id(norm.running_mean): partial(
+                _statistics, norm, teacher[name], norm.running_mean, norm.running_var
+            )
+            for name, norm in _norms(problem.model).items()
+            if name in teacher and norm.running_mean is not None and norm.running_var is not None
+        }
+
+
+def _statistics(norm: _Norm, teacher: Moments, mean: Tensor, var: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the running statistics that match a norm on inputs ``(samples, channels, ...)``."""
+    own_var, own_mean = torch.var_mean(x.movedim(1, 0).flatten(1).double(), 1, correction=0)
+    return matched(norm, (own_mean, own_var), teacher, mean, var)
 
 
 def _match(problem: Problem, batches: list[Batch], teacher: dict[str, Moments]) -> None:
@@ -98,7 +129,7 @@ def _match(problem: Problem, batches: list[Batch], teacher: dict[str, Moments]) 
     def adjust(name: str) -> Any:
         def hook(norm: Any, args: tuple[Tensor, ...]) -> None:
             moments = seen.setdefault(name, Moments()).add(args[0], 1)
-            mean, var = matched(norm, moments, teacher[name], *before[name])
+            mean, var = matched(norm, (moments.mean, moments.var), teacher[name], *before[name])
             norm.running_mean.copy_(mean)
             norm.running_var.copy_(var)
 
@@ -113,7 +144,7 @@ def _match(problem: Problem, batches: list[Batch], teacher: dict[str, Moments]) 
 
 
 def matched(
-    norm: _Norm, student: Moments, teacher: Moments, mean: Tensor, var: Tensor
+    norm: _Norm, student: tuple[Tensor, Tensor], teacher: Moments, mean: Tensor, var: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return the running mean and variance that give the student's output the teacher's moments.
 
@@ -124,7 +155,7 @@ def matched(
 
     Args:
         norm: whose ``weight``, ``bias`` and ``eps`` count.
-        student: moments of its input ``(channels,)``.
+        student: mean and variance of its input ``(channels,)``.
         teacher: moments of the teacher's output ``(channels,)``.
         mean: the running mean until now.
         var: the running variance until now.
@@ -134,11 +165,12 @@ def matched(
     gain = torch.ones_like(old_mean) if weight is None else weight.detach().double()
     shift = torch.zeros_like(old_mean) if bias is None else bias.detach().double()
     nil = gain.abs() < 1e-8
-    rounding = 1e-12 * (student.mean.square() + old_var + norm.eps)
+    student_mean, student_var = student
+    rounding = 1e-12 * (student_mean.square() + old_var + norm.eps)
     nothing = 1e-12 * (gain.square() + teacher.mean.square())
-    constant = (student.var <= rounding) | (teacher.var <= nothing)
-    scaled = gain.square() * student.var / teacher.var.clamp_min(1e-300) - norm.eps
+    constant = (student_var <= rounding) | (teacher.var <= nothing)
+    scaled = gain.square() * student_var / teacher.var.clamp_min(1e-300) - norm.eps
     new_var = torch.where(constant | nil, old_var, scaled.clamp_min(0))
     safe = torch.where(nil, torch.ones_like(gain), gain)
-    new_mean = student.mean - (teacher.mean - shift) * (new_var + norm.eps).sqrt() / safe
+    new_mean = student_mean - (teacher.mean - shift) * (new_var + norm.eps).sqrt() / safe
     return torch.where(nil, old_mean, new_mean), new_var

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from de_plugin.assess.problem import Problem, Repair
+from de_plugin.assess.problem import Problem
+from de_plugin.assess.repair import Repair
 from de_plugin.errors import ArgumentError
 from de_plugin.prune.recover.base import prepared
 from de_plugin.prune.recover.moments import Moments, calibration

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 import torch
 
 from de_plugin.assess.guard import untouched_on_error
-from de_plugin.assess.problem import Problem, Repair
+from de_plugin.assess.problem import Problem
+from de_plugin.assess.repair import Repair
 from de_plugin.criteria import OBS
 
 

@@ -1,0 +1,26 @@
+"""Zeroing by bits: exact for every number, NaN and infinity too, and as fast as memory is."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def _as_integers(x: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the bits of `x`, and ones in all bits of what is kept."""
+    kind = _INTEGERS[x.element_size()]
+    return x.view(kind), kept.to(kind).neg_()
+
+
+def zeroed(x: Tensor, kept: Tensor) -> Tensor:
+    """Return `x` where the bool tensor `kept` is true, else 0, broadcast."""
+    bits, mask = _as_integers(x, kept)
+    return (bits & mask).view(x.dtype)
+
+
+def zero_(x: Tensor, kept: Tensor) -> None:
+    """Set `x` to 0 in place where `kept`, of the same shape, is false."""
+    bits, mask = _as_integers(x, kept)
+    bits &= mask

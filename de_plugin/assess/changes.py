@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -86,27 +87,35 @@ class Weights:
         dense: the weight with nothing zeroed, in the parameter's own shape.
         masks: makes ``(candidates, *parameter.shape)`` bool.
         candidates: how many there are.
-        owner: the candidate of each flip, ascending.
-        flips: the canonical position of each flip, ascending for each candidate.
-        signs: 1 where the position comes back, -1 where it goes.
+        size: how many weights differ, over all candidates.
+        places: makes the candidate, the canonical position and the sign of each weight that differs, the
+            candidates ascending and for each of them the positions; 1 where it comes back, -1 where it goes.
+        keep: hold the masked weights from one pass to the next.
     """
 
     layer: Layer
     dense: Tensor
     masks: Callable[[], Tensor]
     candidates: int
-    owner: Tensor
-    flips: Tensor
-    signs: Tensor
+    size: int
+    places: Callable[[], tuple[Tensor, Tensor, Tensor]]
+    keep: bool = False
 
     def weights(self) -> Tensor:
         """Return the masked weights of every candidate."""
-        return self.masks().to(self.dense.dtype) * self.dense
+        return self._kept_weights if self.keep else self._made()
+
+    @cached_property
+    def _kept_weights(self) -> Tensor:
+        return self._made()
+
+    def _made(self) -> Tensor:
+        return zeroed(self.dense, self.masks())
 
     def from_one(self, product: Product, x: Tensor, parent: Tensor | None) -> Tensor:
         """Add scattered differences to the student's output, or multiply with all weights side by side."""
         dense = self.dense.numel() * self.candidates
-        scattered = len(self.flips) * SCATTERED
+        scattered = self.size * SCATTERED
         if parent is not None and product.groups == 1 and scattered < dense and _columns_fit(product, x):
             return self._differences(product, x, parent)
         weights = self.weights()
@@ -133,10 +142,10 @@ class Weights:
         columns, shape = _columns(product, self.layer, x)
         outputs = self.layer.shape[0]
         width = self.dense.numel() // outputs
-        flips = self.flips
+        owner, flips, signs = self.places()
         values = self.layer.canonical(self.dense).flatten()[flips.to(self.dense.device)]
-        values = values * self.signs.to(values)
-        place = self.owner * outputs + flips // width
+        values = values * signs.to(values)
+        place = owner * outputs + flips // width
         counts = torch.bincount(place, minlength=self.candidates * outputs)
         touched = counts.nonzero()[:, 0]
         if few := 4 * len(touched) < len(counts):

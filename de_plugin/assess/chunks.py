@@ -36,13 +36,10 @@ class Slab:
 
     def __init__(self, units: ParameterUnits, flips: Sequence[Tensor]) -> None:
         self.flips = torch.cat([*flips]) if flips else torch.empty(0, dtype=torch.long)
-        sizes = torch.tensor([len(x) for x in flips])
-        self.owner = torch.repeat_interleave(torch.arange(len(flips)), sizes)
-        """The candidate of each flip."""
         edges = torch.tensor([*(layer.start for layer in units.layers), units.count])
-        order = self.owner * units.count + self.flips
-        places = torch.arange(len(flips))[:, None] * units.count + edges
-        self._bounds = torch.searchsorted(order, places).numpy()
+        sizes = torch.tensor([0, *map(len, flips)]).cumsum(0)[:-1]
+        within = [torch.searchsorted(x, edges) for x in flips]
+        self._bounds = (torch.stack(within) + sizes[:, None]).numpy()
         self.counts: NDArray[np.int64] = np.diff(self._bounds, axis=1)
         """How many units of each layer differ, ``(candidates, layers)``."""
 

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import compress
 from itertools import count as counter
 from typing import TYPE_CHECKING, Any
 
@@ -22,11 +23,13 @@ from de_plugin.assess.chunks import Chunk, Chunks, Slab
 from de_plugin.assess.divergence import JS, KL, MSE, Cosine
 from de_plugin.assess.fingerprint import fingerprint
 from de_plugin.assess.granularity import Channel, Weight
+from de_plugin.assess.layers import Layer
 from de_plugin.assess.record import Record, record
 from de_plugin.assess.repair import Repair, SideBySide, Statistics
 from de_plugin.assess.substitute import Substitution
+from de_plugin.assess.units import ParameterUnits
 from de_plugin.assess.vectorised import BatchingError, RoomError, buffers_stay, failures
-from de_plugin.types import Values
+from de_plugin.types import Mask, Masks, Values
 
 if TYPE_CHECKING:
     from de_plugin.assess.problem import Problem
@@ -139,24 +142,31 @@ class Population:
         table = torch.zeros(len(parts), len(slab) + 3, dtype=torch.float64)
         sizes = [max(map(len, parts))] * len(parts) if stacked else [problem.pool.size(int(p)) for p in index]
         chunks = {size: list(self._chunks.chunks(slab, size)) for size in sorted({*sizes})}
+        entries = sum(
+            len(c.numbers) * problem.units.layers[n].parameter.numel()
+            for c in chunks[sizes[0]]
+            for n in c.layers
+        )
+        keep = 4 * entries <= self.prefix_bytes
         same = (self._chunks.starts(slab) == len(self._structure.steps)).nonzero()[0]
         changes: dict[Chunk, dict[int, Change]] = {}
         passes = counter()
         failure: BaseException | None = None
         with torch.no_grad(), problem.units.zeroed(problem.kept) as dense:
             for row, part, size in zip(table, parts, sizes, strict=True):
-                mine = [c for c in (None, *chunks[size]) if problem.ranks.mine(next(passes))]
-                if not mine or failure is not None:
+                owners = [problem.ranks.mine(next(passes)) for _ in chunks[size] or (None,)]
+                if not any(owners) or failure is not None:
                     continue
                 try:
                     run = self._run_on(part, whole, statistics)
-                    for chunk in mine:
-                        if chunk is None:  # what differs in nothing that is used is the student itself
-                            row[same] = run.divergence
-                            row[-3] = run.batch.size
-                            continue
+                    if owners[0]:
+                        row[same] = run.divergence  # what differs in nothing that is used is the student
+                        row[-3] = run.batch.size
+                    for chunk in compress(chunks[size], owners):
                         if chunk not in changes:
-                            changes[chunk] = {n: self._change(n, chunk, slab, dense) for n in chunk.layers}
+                            changes[chunk] = {
+                                n: self._change(n, chunk, slab, dense, keep) for n in chunk.layers
+                            }
                         row[list(chunk.numbers)] = self._measure(chunk, changes[chunk], run, statistics)
                 except RoomError as error:
                     failure, row[-2] = error, 1
@@ -279,6 +289,7 @@ class Population:
         chunk: Chunk,
         slab: Slab,
         dense: Mapping[int, Tensor],
+        keep: bool,
     ) -> Change:
         """Return how a layer differs between the candidates of a chunk."""
         units = self.problem.units
@@ -289,22 +300,38 @@ class Population:
         flipped = flipped - layer.start
         count = len(chunk.numbers)
 
-        def rows() -> Tensor:
-            result = kept.repeat(count, 1)
-            result[owner, flipped] ^= True
-            return result.to(weight.device)
-
         if isinstance(units.granularity, Channel) and len(layer.shape) == layer.parameter.dim():
             bias = None if layer.bias is None else dense.get(id(layer.bias), layer.bias.detach())
-            return Channels(layer, weight, bias, rows())
-        signs = 1 - 2 * kept[flipped].int()
-        places: tuple[Tensor, ...] = (owner, flipped)
-        if not isinstance(units.granularity, Weight):
-            changed = torch.zeros(count, layer.count, dtype=torch.int8)
-            changed[places] = signs.to(torch.int8)
-            spread = units.granularity.expand(changed, layer.shape).flatten(1)
-            places = spread.nonzero(as_tuple=True)
-            signs = spread[places].int()
-        return Weights(
-            layer, weight, lambda: units.expand_layer(layer, rows()), count, places[0], places[1], signs
-        )
+            return Channels(layer, weight, bias, _rows(kept, owner, flipped, count).to(weight.device))
+        places = partial(_scattered, units, layer, kept, owner, flipped, count)
+        size = len(flipped) * layer.parameter.numel() // layer.count
+        masks = partial(_masks, units, layer, kept, owner, flipped, count)
+        return Weights(layer, weight, masks, count, size, places, keep)
+
+
+def _rows(kept: Mask, owner: Tensor, flipped: Tensor, count: int) -> Masks:
+    """Return what each candidate keeps of a layer, ``(candidates, units)``."""
+    rows = kept.repeat(count, 1)
+    rows.view(-1).scatter_(0, owner * len(kept) + flipped, ~kept[flipped])
+    return rows
+
+
+def _masks(
+    units: ParameterUnits, layer: Layer, kept: Mask, owner: Tensor, flipped: Tensor, count: int
+) -> Tensor:
+    """Return what each candidate keeps of a layer, ``(candidates, *parameter.shape)``."""
+    return units.expand_layer(layer, _rows(kept, owner, flipped, count).to(layer.parameter.device))
+
+
+def _scattered(
+    units: ParameterUnits, layer: Layer, kept: Mask, owner: Tensor, flipped: Tensor, count: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the candidate, the canonical position and the sign of every weight that differs, in order."""
+    signs = 1 - 2 * kept[flipped].int()
+    if isinstance(units.granularity, Weight):
+        return owner, flipped, signs
+    changed = torch.zeros(count, layer.count, dtype=torch.int8)
+    changed[owner, flipped] = signs.to(torch.int8)
+    spread = units.granularity.expand(changed, layer.shape).flatten(1)
+    at = spread.nonzero(as_tuple=True)
+    return at[0], at[1], spread[at].int()

@@ -87,7 +87,7 @@ def test_weights(
     owner, flips = (masks != kept).nonzero(as_tuple=True)
     signs = 1 - 2 * kept[flips].int()
     shaped = masks.reshape(candidates, *dense.shape)
-    change = Weights(layer, dense, lambda: shaped, candidates, owner, flips, signs)
+    change = Weights(layer, dense, lambda: shaped, candidates, len(flips), lambda: (owner, flips, signs))
     close(change.weights(), shaped * dense)
     biases = [product.bias] * candidates
     parent = laid_out(product(x, kept.reshape(dense.shape) * dense, product.bias), order)

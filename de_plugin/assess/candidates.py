@@ -22,6 +22,9 @@ class Candidates(Protocol):
     def mask(self, number: int) -> Mask:
         """Return what candidate `number` keeps, ``(units,)``."""
 
+    def size(self, number: int) -> int:
+        """Return about how many units candidate `number` may differ in from its parent."""
+
     def pick(self, some: Sequence[int]) -> Candidates:
         """Return the candidates `some`, in that order."""
 
@@ -50,6 +53,10 @@ class Listed:
     def mask(self, number: int) -> Mask:
         """Return what candidate `number` keeps."""
         return self.masks[number]
+
+    def size(self, number: int) -> int:
+        """Return the number of units: any may differ."""
+        return self.masks.shape[1]
 
     def pick(self, some: Sequence[int]) -> Candidates:
         """Return the candidates `some`."""
@@ -83,6 +90,10 @@ class Flipped:
         result[at] = ~result[at]
         return result
 
+    def size(self, number: int) -> int:
+        """Return the number of units that change."""
+        return len(self.changes[number])
+
     def pick(self, some: Sequence[int]) -> Candidates:
         """Return the candidates `some`."""
         return Flipped(self.parent, tuple(self.changes[n] for n in some))
@@ -101,10 +112,12 @@ class Made:
     Args:
         make: returns the mask of a number; the same one each time.
         numbers: which ones, in order.
+        units: how many there are.
     """
 
     make: Callable[[int], Mask]
     numbers: tuple[int, ...]
+    units: int
 
     def __len__(self) -> int:
         """Return how many there are."""
@@ -114,9 +127,13 @@ class Made:
         """Return what candidate `number` keeps."""
         return self.make(self.numbers[number])
 
+    def size(self, number: int) -> int:
+        """Return the number of units: any may differ."""
+        return self.units
+
     def pick(self, some: Sequence[int]) -> Candidates:
         """Return the candidates `some`."""
-        return Made(self.make, tuple(self.numbers[n] for n in some))
+        return Made(self.make, tuple(self.numbers[n] for n in some), self.units)
 
     def flips(self, number: int, parent: Mask) -> Tensor:
         """Return the units in which candidate `number` differs from `parent`."""

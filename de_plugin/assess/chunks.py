@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from de_plugin.assess.changes import SCATTERED
+from de_plugin.assess.ranks import Ranks
 from de_plugin.assess.record import Record
 from de_plugin.assess.units import ParameterUnits
 
@@ -31,17 +32,31 @@ class Slab:
 
     Args:
         units: what they differ in.
-        flips: for each candidate the units, ascending.
+        count: how many candidates there are.
+        flips: makes the units in which a candidate differs, ascending.
+        ranks: who finds out at first how many they are, a part of the candidates each.
     """
 
-    def __init__(self, units: ParameterUnits, flips: Sequence[Tensor]) -> None:
-        self.flips = torch.cat([*flips]) if flips else torch.empty(0, dtype=torch.long)
-        edges = torch.tensor([*(layer.start for layer in units.layers), units.count])
-        sizes = torch.tensor([0, *map(len, flips)]).cumsum(0)[:-1]
-        within = [torch.searchsorted(x, edges) for x in flips]
-        self._bounds = (torch.stack(within) + sizes[:, None]).numpy()
-        self.counts: NDArray[np.int64] = np.diff(self._bounds, axis=1)
+    def __init__(
+        self, units: ParameterUnits, count: int, flips: Callable[[int], Tensor], ranks: Ranks
+    ) -> None:
+        self._make = flips
+        self._flips: dict[int, Tensor] = {}
+        self._edges = torch.tensor([*(layer.start for layer in units.layers), units.count])
+        found = torch.zeros(count, len(units.layers), dtype=torch.float64)
+        for number, owner in enumerate(ranks.shares([1.0] * count)):
+            if owner == ranks.rank:
+                found[number] = self._bounds(self._flips_of(number)).diff()
+        self.counts: NDArray[np.int64] = ranks.total(found).long().numpy()
         """How many units of each layer differ, ``(candidates, layers)``."""
+
+    def _flips_of(self, number: int) -> Tensor:
+        if number not in self._flips:
+            self._flips[number] = self._make(number)
+        return self._flips[number]
+
+    def _bounds(self, flips: Tensor) -> Tensor:
+        return torch.searchsorted(flips, self._edges)
 
     def __len__(self) -> int:
         """Return the number of candidates."""
@@ -49,13 +64,13 @@ class Slab:
 
     def part(self, layer: int, numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Return the flips of a layer and whose they are: places in `numbers`, ascending."""
-        sizes = torch.from_numpy(self.counts[list(numbers), layer])
-        owner = torch.repeat_interleave(torch.arange(len(numbers)), sizes)
-        first, last = self._bounds[numbers[0], layer], self._bounds[numbers[-1], layer + 1]
-        if last - first == len(owner):  # nothing else lies between them
-            return self.flips[first:last], owner
-        pieces = [self.flips[slice(*self._bounds[n, layer : layer + 2])] for n in numbers]
-        return torch.cat(pieces), owner
+        before = self.counts[list(numbers), :layer].sum(1).tolist()
+        sizes = self.counts[list(numbers), layer].tolist()
+        pieces = [
+            self._flips_of(n)[first : first + size]
+            for n, first, size in zip(numbers, before, sizes, strict=True)
+        ]
+        return torch.cat(pieces), torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
 
 
 @dataclass(frozen=True)
@@ -136,6 +151,15 @@ class Chunks:
             for part in np.array_split(members, -(-len(members) // most)):
                 layers = np.flatnonzero(differs[part].any(0))
                 yield Chunk(tuple(part.tolist()), tuple(layers.tolist()))
+
+    def weights_of(self, chunks: Sequence[Chunk]) -> int:
+        """Return the bytes of the weights of all candidates in all layers in which their chunks differ."""
+        layers = self.units.layers
+        return sum(
+            len(chunk.numbers) * layers[n].parameter.numel() * layers[n].parameter.element_size()
+            for chunk in chunks
+            for n in chunk.layers
+        )
 
     @cached_property
     def _all_bytes(self) -> int:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import compress
-from itertools import count as counter
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -43,6 +42,10 @@ _BLOCK_BYTES = (32 << 20) - (8 << 10)
 """The largest block whose release makes glibc keep memory of that order for the next request
 (mallopt(3), M_MMAP_THRESHOLD). Otherwise each pass has its memory mapped anew, page by page, which
 takes longer than computing what goes there."""
+
+
+_NOTHING = Chunk((), ())
+"""The pass that finds the student's own divergence."""
 
 
 @dataclass(frozen=True)
@@ -100,18 +103,16 @@ class Population:
         """
         self._forget_if_changed()
         self._resize(self.problem.state.get("evaluator", {}).get("working_set", self._chunks.working_set))
-        values: list[Values] = []
-        flips: list[Tensor] = []
-        held = 0
-        for number in range(len(population)):
-            flips.append(population.flips(number, self.problem.kept))
-            held += 8 * len(flips[-1])
-            if held > _SLAB_BYTES or number == len(population) - 1:
-                values.append(self._within_memory(Slab(self.problem.units, flips), index, repair))
-                flips, held = [], 0
+        values = [
+            self._within_memory(population.pick(numbers), index, repair) for numbers in _slabs(population)
+        ]
         return torch.cat(values) if values else torch.empty(0, dtype=torch.float64)
 
-    def _within_memory(self, slab: Slab, index: Tensor, repair: Repair | None) -> Values:
+    def _within_memory(self, population: Candidates, index: Tensor, repair: Repair | None) -> Values:
+        problem = self.problem
+        slab = Slab(
+            problem.units, len(population), lambda n: population.flips(n, problem.kept), problem.ranks
+        )
         while True:
             try:
                 return self._slab(slab, index, repair)
@@ -139,46 +140,59 @@ class Population:
         parts = list(self._chunks.parts(index, slab) if stacked else index.split(1))
         if statistics is not None:  # they are those of all samples together
             parts = [index]
-        table = torch.zeros(len(parts), len(slab) + 3, dtype=torch.float64)
+        table = torch.zeros(len(parts), len(slab) + 2, dtype=torch.float64)
         sizes = [max(map(len, parts))] * len(parts) if stacked else [problem.pool.size(int(p)) for p in index]
-        chunks = {size: list(self._chunks.chunks(slab, size)) for size in sorted({*sizes})}
-        entries = sum(
-            len(c.numbers) * problem.units.layers[n].parameter.numel()
-            for c in chunks[sizes[0]]
-            for n in c.layers
-        )
-        keep = 4 * entries <= self.prefix_bytes
+        weights = torch.tensor([len(p) for p in parts] if stacked else sizes, dtype=torch.float64)[:, None]
+        chunks = {size: [*self._chunks.chunks(slab, size)] or [_NOTHING] for size in sorted({*sizes})}
         same = (self._chunks.starts(slab) == len(self._structure.steps)).nonzero()[0]
+        keep = self._chunks.weights_of(chunks[sizes[0]]) <= self.prefix_bytes
         changes: dict[Chunk, dict[int, Change]] = {}
-        passes = counter()
         failure: BaseException | None = None
+        run: tuple[int, Run] | None = None
         with torch.no_grad(), problem.units.zeroed(problem.kept) as dense:
-            for row, part, size in zip(table, parts, sizes, strict=True):
-                owners = [problem.ranks.mine(next(passes)) for _ in chunks[size] or (None,)]
-                if not any(owners) or failure is not None:
-                    continue
+            for number, chunk in self._own(slab, chunks, sizes, whole):
+                row = table[number]
                 try:
-                    run = self._run_on(part, whole, statistics)
-                    if owners[0]:
-                        row[same] = run.divergence  # what differs in nothing that is used is the student
-                        row[-3] = run.batch.size
-                    for chunk in compress(chunks[size], owners):
+                    if run is None or run[0] != number:
+                        run = (number, self._run_on(parts[number], whole, statistics))
+                    if chunk is chunks[sizes[number]][0]:
+                        row[same] = run[1].divergence  # what differs in nothing that is used is the student
+                    if chunk.numbers:
                         if chunk not in changes:
                             changes[chunk] = {
                                 n: self._change(n, chunk, slab, dense, keep) for n in chunk.layers
                             }
-                        row[list(chunk.numbers)] = self._measure(chunk, changes[chunk], run, statistics)
+                        row[list(chunk.numbers)] = self._measure(chunk, changes[chunk], run[1], statistics)
                 except RoomError as error:
                     failure, row[-2] = error, 1
                 except BatchingError as error:
                     failure, row[-1] = error, 1
+                if failure is not None:
+                    break
         table = problem.ranks.total(table)
         if bool(table[:, -1].any()):
             raise failure or BatchingError(RuntimeError("another rank has failed"))
         if bool(table[:, -2].any()):
             raise failure or RoomError("another rank is out of memory")
-        weights = table[:, -3:-2]
-        return (table[:, :-3] * weights).sum(0) / weights.sum()
+        return (table[:, :-2] * weights).sum(0) / weights.sum()
+
+    def _own(
+        self, slab: Slab, chunks: Mapping[int, list[Chunk]], sizes: Sequence[int], whole: bool
+    ) -> Iterator[tuple[int, Chunk]]:
+        """Yield the passes of this rank: the number of the part of the samples, and the chunk.
+
+        Parts stay together, for their prefix, or where there is none chunks, for their masks.
+        """
+        passes = [(n, chunk) for n, size in enumerate(sizes) for chunk in chunks[size]]
+        if whole:
+            passes.sort(key=lambda x: x[1].numbers)
+        starts = self._chunks.starts(slab)
+        work = self._structure.work_before
+        costs = [
+            1.0 + sizes[n] * sum(work[-1] - work[starts[k]] for k in chunk.numbers) for n, chunk in passes
+        ]
+        ranks = self.problem.ranks
+        return compress(passes, (owner == ranks.rank for owner in ranks.shares(costs)))
 
     def _statistics(self, repair: Repair) -> Mapping[int, Statistics]:
         found = repair.statistics(self.problem) if isinstance(repair, SideBySide) else None
@@ -307,6 +321,21 @@ class Population:
         size = len(flipped) * layer.parameter.numel() // layer.count
         masks = partial(_masks, units, layer, kept, owner, flipped, count)
         return Weights(layer, weight, masks, count, size, places, keep)
+
+
+def _slabs(population: Candidates) -> Iterator[list[int]]:
+    """Yield the candidates in runs whose differences find room."""
+    numbers: list[int] = []
+    held = 0
+    for number in range(len(population)):
+        size = 8 * population.size(number)
+        if numbers and held + size > _SLAB_BYTES:
+            yield numbers
+            numbers, held = [], 0
+        numbers.append(number)
+        held += size
+    if numbers:
+        yield numbers
 
 
 def _rows(kept: Mask, owner: Tensor, flipped: Tensor, count: int) -> Masks:

@@ -63,13 +63,22 @@ class Ranks:
         """
         groups = [range(count)[n::_GROUPS] for n in range(min(_GROUPS, count))]
         total: list[Tensor] | None = None
-        for number, members in enumerate(groups):
-            found = part(members if self.mine(number) else ())
-            if self.world > 1:
-                owner = number % self.world
-                found = [self._from(owner, x) for x in found]
-            total = found if total is None else [a + b for a, b in zip(total, found, strict=True)]
+        for first in range(0, len(groups), self.world):  # each rank is busy with one, then they are told
+            rank_groups = groups[first : first + self.world]
+            own = part(rank_groups[self.rank] if self.rank < len(rank_groups) else ())
+            for owner in range(len(rank_groups)):
+                found = own if self.world == 1 else [self._from(owner, x) for x in own]
+                total = found if total is None else [a + b for a, b in zip(total, found, strict=True)]
         return part(()) if total is None else total
+
+    def shares(self, costs: Sequence[float]) -> list[int]:
+        """Return which rank does each piece of some work: runs of pieces of about the same cost in all."""
+        total = sum(costs) or 1.0
+        owners, done = [], 0.0
+        for cost in costs:
+            owners.append(min(self.world - 1, int(self.world * (done + cost / 2) / total)))
+            done += cost
+        return owners
 
     def check_equal(self, what: str, fingerprint: int) -> None:
         """Refuse ranks that hold different things.
@@ -95,7 +104,7 @@ class Ranks:
             self.total(torch.zeros(1))
 
     def _from(self, owner: int, value: Tensor) -> Tensor:
-        shared = value.to(self._device).contiguous()
+        shared = value.to(self._device).contiguous().clone()
         self._run(lambda: dist.broadcast(shared, owner))
         return shared.to(value.device)
 

@@ -10,6 +10,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -155,6 +156,11 @@ class Record:
         """Memory of what is kept."""
         kept = {x.data_ptr(): x.numel() * x.element_size() for s in self.steps for x in tensors(s.result)}
         return sum(kept.values())
+
+    @property
+    def work_before(self) -> list[float]:
+        """The multiplications before each step, and of all of them."""
+        return [0.0, *accumulate(step.work for step in self.steps)]
 
     def work_from(self, start: int) -> float:
         """Return the multiplications of the steps from number `start` on."""

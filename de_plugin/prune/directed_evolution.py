@@ -138,7 +138,7 @@ class DirectedEvolution:
             genomes = torch.from_numpy(search.ask()).float()
             ranking_of = partial(self._ranking, problem, genomes, features, (turn, generation))
             mask_of = partial(_mask, problem, ranking_of, eligible, count, self.population, [*pure, elite])
-            masks = Made(mask_of, tuple(range(self.population + len(pure) + 1)))
+            masks = Made(mask_of, tuple(range(self.population + len(pure) + 1)), problem.units.count)
             index = problem.draw(self.samples)
             order = torch.randperm(len(index), generator=problem.generator(4, turn, generation))
             values, best = halve(partial(_assess, problem, masks), len(masks), index[order], self.halving)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -217,4 +218,5 @@ def _plot(curves: dict[str, list[tuple[int, float]]], path: Path) -> None:
 
 if __name__ == "__main__":
     kind, *rest = sys.argv[1:]
-    print(json.dumps(_rank() if kind == "rank" else _memory(*rest)))
+    found = _rank() if kind == "rank" else _memory(*rest)
+    os.write(1, f"{json.dumps(found)}\n".encode())  # at once: ranks share the output

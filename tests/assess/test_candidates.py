@@ -17,9 +17,9 @@ from de_plugin.types import Mask, Masks
 FORMS: dict[str, Callable[[Mask, Masks], Candidates]] = {
     "listed": lambda parent, masks: Listed(masks),
     "flipped": lambda parent, masks: Flipped(parent, tuple((row != parent).nonzero()[:, 0] for row in masks)),
-    "made": lambda parent, masks: Made(lambda n: masks[n].clone(), tuple(range(len(masks)))),
+    "made": lambda parent, masks: Made(lambda n: masks[n].clone(), tuple(range(len(masks))), len(parent)),
     "made in another order": lambda parent, masks: Made(
-        lambda n: masks[-1 - n].clone(), tuple(range(len(masks)))[::-1]
+        lambda n: masks[-1 - n].clone(), tuple(range(len(masks)))[::-1], len(parent)
     ),
     "picked": lambda parent, masks: Listed(torch.cat([~masks, masks])).pick(
         range(len(masks), 2 * len(masks))
@@ -109,7 +109,7 @@ def test_recipes_are_followed_when_they_are_looked_at() -> None:
         asked.append(number)
         return torch.arange(4) == number
 
-    population = Made(make, (3, 1, 2)).pick([2, 0])
+    population = Made(make, (3, 1, 2), 4).pick([2, 0])
     assert len(population) == 2
     assert asked == []
     assert population.mask(1).tolist() == [False, False, False, True]

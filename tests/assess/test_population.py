@@ -183,7 +183,7 @@ def candidates(data: st.DataObject, problem: Problem) -> Candidates:
             rows.append(kept ^ flips)
     masks = torch.stack(rows)
     flipped = Flipped(kept, tuple((row != kept).nonzero()[:, 0] for row in masks))
-    made = Made(lambda n: masks[n].clone(), tuple(range(len(masks))))
+    made = Made(lambda n: masks[n].clone(), tuple(range(len(masks))), masks.shape[1])
     forms: list[Candidates] = [Listed(masks), flipped, made]
     return data.draw(st.sampled_from(forms))
 

@@ -80,10 +80,12 @@ class Chunk:
     Attributes:
         numbers: which ones.
         layers: the layers in which at least one of them differs from the student.
+        whole: the student's own run is of no use, for they leave nothing of it.
     """
 
     numbers: tuple[int, ...]
     layers: tuple[int, ...]
+    whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -118,11 +120,6 @@ class Chunks:
         starts: NDArray[np.int64] = np.where(slab.counts > 0, self._first, steps).min(1, initial=steps)
         return starts
 
-    def everything(self, slab: Slab) -> bool:
-        """Tell whether the student's own run is of no use: no candidate leaves anything of it."""
-        dense = SCATTERED * slab.counts.sum(1) > self.units.count
-        return bool((dense & (self.starts(slab) == self._first.min())).all())
-
     def one_pass(self) -> int:
         """Return how many samples of one candidate the working set holds, all activations counted."""
         return max(1, min(_SAMPLES, self.working_set // self._all_bytes))
@@ -142,6 +139,7 @@ class Chunks:
     def chunks(self, slab: Slab, samples: int) -> Iterator[Chunk]:
         """Put candidates that first differ at the same step together, as many as the working set holds."""
         starts = self.starts(slab)
+        dense = (SCATTERED * slab.counts.sum(1) > self.units.count) & (starts == self._first.min())
         differs = (slab.counts > 0) & (self._first < len(self.structure.steps))
         for start in np.unique(starts).tolist():
             if start == len(self.structure.steps):
@@ -150,7 +148,7 @@ class Chunks:
             members = np.flatnonzero(starts == start)
             for part in np.array_split(members, -(-len(members) // most)):
                 layers = np.flatnonzero(differs[part].any(0))
-                yield Chunk(tuple(part.tolist()), tuple(layers.tolist()))
+                yield Chunk(tuple(part.tolist()), tuple(layers.tolist()), bool(dense[part].all()))
 
     def weights_of(self, chunks: Sequence[Chunk]) -> int:
         """Return the bytes of the weights of all candidates in all layers in which their chunks differ."""

@@ -44,10 +44,6 @@ _BLOCK_BYTES = (32 << 20) - (8 << 10)
 takes longer than computing what goes there."""
 
 
-_NOTHING = Chunk((), ())
-"""The pass that finds the student's own divergence."""
-
-
 @dataclass(frozen=True)
 class Run:
     """The student's own run on a batch: where every candidate begins."""
@@ -136,33 +132,32 @@ class Population:
         problem = self.problem
         stacked = problem.pool.stacked is not None
         statistics = None if repair is None else self._statistics(repair)
-        whole = stacked and self._chunks.everything(slab)
         parts = list(self._chunks.parts(index, slab) if stacked else index.split(1))
         if statistics is not None:  # they are those of all samples together
             parts = [index]
         table = torch.zeros(len(parts), len(slab) + 2, dtype=torch.float64)
         sizes = [max(map(len, parts))] * len(parts) if stacked else [problem.pool.size(int(p)) for p in index]
         weights = torch.tensor([len(p) for p in parts] if stacked else sizes, dtype=torch.float64)[:, None]
-        chunks = {size: [*self._chunks.chunks(slab, size)] or [_NOTHING] for size in sorted({*sizes})}
         same = (self._chunks.starts(slab) == len(self._structure.steps)).nonzero()[0]
+        student = [Chunk(tuple(same.tolist()), ())] if len(same) else []
+        chunks = {size: [*student, *self._chunks.chunks(slab, size)] for size in sorted({*sizes})}
         keep = self._chunks.weights_of(chunks[sizes[0]]) <= self.prefix_bytes
         changes: dict[Chunk, dict[int, Change]] = {}
         failure: BaseException | None = None
-        run: tuple[int, Run] | None = None
+        run: tuple[tuple[int, bool], Run] | None = None
         with torch.no_grad(), problem.units.zeroed(problem.kept) as dense:
-            for number, chunk in self._own(slab, chunks, sizes, whole):
+            for number, chunk in self._own(slab, chunks, sizes):
                 row = table[number]
                 try:
-                    if run is None or run[0] != number:
-                        run = (number, self._run_on(parts[number], whole, statistics))
-                    if chunk is chunks[sizes[number]][0]:
-                        row[same] = run[1].divergence  # what differs in nothing that is used is the student
-                    if chunk.numbers:
-                        if chunk not in changes:
-                            changes[chunk] = {
-                                n: self._change(n, chunk, slab, dense, keep) for n in chunk.layers
-                            }
-                        row[list(chunk.numbers)] = self._measure(chunk, changes[chunk], run[1], statistics)
+                    whole = chunk.whole and stacked
+                    if run is None or run[0] != (number, whole):
+                        run = ((number, whole), self._run_on(parts[number], whole, statistics))
+                    if not chunk.layers:  # what differs in nothing that is used is the student itself
+                        row[list(chunk.numbers)] = run[1].divergence
+                        continue
+                    if chunk not in changes:
+                        changes[chunk] = {n: self._change(n, chunk, slab, dense, keep) for n in chunk.layers}
+                    row[list(chunk.numbers)] = self._measure(chunk, changes[chunk], run[1], statistics)
                 except RoomError as error:
                     failure, row[-2] = error, 1
                 except BatchingError as error:
@@ -177,15 +172,14 @@ class Population:
         return (table[:, :-2] * weights).sum(0) / weights.sum()
 
     def _own(
-        self, slab: Slab, chunks: Mapping[int, list[Chunk]], sizes: Sequence[int], whole: bool
+        self, slab: Slab, chunks: Mapping[int, list[Chunk]], sizes: Sequence[int]
     ) -> Iterator[tuple[int, Chunk]]:
         """Yield the passes of this rank: the number of the part of the samples, and the chunk.
 
-        Parts stay together, for their prefix, or where there is none chunks, for their masks.
+        What needs the student's run is done part by part, the rest chunk by chunk, for the masks.
         """
         passes = [(n, chunk) for n, size in enumerate(sizes) for chunk in chunks[size]]
-        if whole:
-            passes.sort(key=lambda x: x[1].numbers)
+        passes.sort(key=lambda x: (x[1].whole, x[1].numbers if x[1].whole else ()))
         starts = self._chunks.starts(slab)
         work = self._structure.work_before
         costs = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -18,6 +18,9 @@ from de_plugin.errors import ArgumentError
 from de_plugin.evolve import Halving, Search, halve
 from de_plugin.prune.swap import Swaps, swap
 from de_plugin.types import Mask, Masks, Scores
+
+_MASK_BYTES = 64 << 20
+"""The masks of a generation are kept from one stage to the next where they take no more than this."""
 
 
 @runtime_checkable
@@ -137,7 +140,11 @@ class DirectedEvolution:
                 break
             genomes = torch.from_numpy(search.ask()).float()
             ranking_of = partial(self._ranking, problem, genomes, features, (turn, generation))
-            mask_of = partial(_mask, problem, ranking_of, eligible, count, self.population, [*pure, elite])
+            mask_of: Callable[[int], Mask] = partial(
+                _mask, problem, ranking_of, eligible, count, self.population, [*pure, elite]
+            )
+            if self.population * problem.units.count <= _MASK_BYTES:
+                mask_of = cache(mask_of)
             masks = Made(mask_of, tuple(range(self.population + len(pure) + 1)), problem.units.count)
             index = problem.draw(self.samples)
             order = torch.randperm(len(index), generator=problem.generator(4, turn, generation))

@@ -15,6 +15,7 @@ from de_plugin.assess.changes import SCATTERED
 from de_plugin.assess.ranks import Ranks
 from de_plugin.assess.record import Record
 from de_plugin.assess.units import ParameterUnits
+from de_plugin.types import Mask, Masks
 
 _FLOAT = 4
 _MOST = 64
@@ -41,36 +42,55 @@ class Slab:
         self, units: ParameterUnits, count: int, flips: Callable[[int], Tensor], ranks: Ranks
     ) -> None:
         self._make = flips
-        self._flips: dict[int, Tensor] = {}
+        self._held: dict[int, Tensor] = {}
+        self._units = units
         self._edges = torch.tensor([*(layer.start for layer in units.layers), units.count])
-        found = torch.zeros(count, len(units.layers), dtype=torch.float64)
+        self._known = np.zeros((count, len(units.layers)))
         for number, owner in enumerate(ranks.shares([1.0] * count)):
             if owner == ranks.rank:
-                found[number] = self._bounds(self._flips_of(number)).diff()
-        self.counts: NDArray[np.int64] = ranks.total(found).long().numpy()
+                self._differences(number)
+        self.counts: NDArray[np.int64] = ranks.total(torch.from_numpy(self._known)).long().numpy()
         """How many units of each layer differ, ``(candidates, layers)``."""
-
-    def _flips_of(self, number: int) -> Tensor:
-        if number not in self._flips:
-            self._flips[number] = self._make(number)
-        return self._flips[number]
-
-    def _bounds(self, flips: Tensor) -> Tensor:
-        return torch.searchsorted(flips, self._edges)
 
     def __len__(self) -> int:
         """Return the number of candidates."""
         return len(self.counts)
 
-    def part(self, layer: int, numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Return the flips of a layer and whose they are: places in `numbers`, ascending."""
-        before = self.counts[list(numbers), :layer].sum(1).tolist()
-        sizes = self.counts[list(numbers), layer].tolist()
-        pieces = [
-            self._flips_of(n)[first : first + size]
-            for n, first, size in zip(numbers, before, sizes, strict=True)
-        ]
-        return torch.cat(pieces), torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+    def _differences(self, number: int) -> Tensor:
+        """Return a candidate's flips, or where these are many a bool for each unit: what is smaller."""
+        if number not in self._held:
+            flips = self._make(number)
+            self._known[number] = torch.searchsorted(flips, self._edges).diff().numpy()
+            if flips.element_size() * len(flips) > self._units.count:
+                flips = torch.zeros(self._units.count, dtype=torch.bool).index_fill_(0, flips, True)
+            self._held[number] = flips
+        return self._held[number]
+
+    def _flips(self, layer: int, number: int) -> Tensor:
+        held, start = self._differences(number), self._units.layers[layer].start
+        if held.dtype == torch.bool:
+            return held[start : self._units.layers[layer].stop].nonzero()[:, 0]
+        before = int(self.counts[number, :layer].sum())
+        return held[before : before + self.counts[number, layer]] - start
+
+    def flips(self, layer: int, numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Return whose the flips of a layer are, places in `numbers`, and the flips, both ascending."""
+        sizes = torch.from_numpy(self.counts[list(numbers), layer])
+        owner = torch.repeat_interleave(torch.arange(len(sizes)), sizes)
+        return owner, torch.cat([self._flips(layer, n) for n in numbers])
+
+    def rows(self, layer: int, numbers: Sequence[int], kept: Mask) -> Masks:
+        """Return what candidates keep of a layer, ``(candidates, units)``; the student keeps `kept`."""
+        rows = kept.repeat(len(numbers), 1)
+        where = self._units.layers[layer]
+        for row, number in zip(rows, numbers, strict=True):
+            held = self._differences(number)
+            if held.dtype == torch.bool:
+                row ^= held[where.start : where.stop]
+            else:
+                at = self._flips(layer, number)
+                row.scatter_(0, at, ~kept[at])
+        return rows
 
 
 @dataclass(frozen=True)

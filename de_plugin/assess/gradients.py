@@ -19,7 +19,7 @@ from de_plugin.errors import DEError, DEWarning, GradientError
 if TYPE_CHECKING:
     from de_plugin.assess.problem import Problem
 
-_CHUNK_BYTES = 256 << 20
+_CHUNK_BYTES = 32 << 20
 
 
 def mean_gradient(problem: Problem, index: Tensor) -> list[Tensor]:

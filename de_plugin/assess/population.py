@@ -28,7 +28,7 @@ from de_plugin.assess.repair import Repair, SideBySide, Statistics
 from de_plugin.assess.substitute import Substitution
 from de_plugin.assess.units import ParameterUnits
 from de_plugin.assess.vectorised import BatchingError, RoomError, buffers_stay, failures
-from de_plugin.types import Mask, Masks, Values
+from de_plugin.types import Mask, Values
 
 if TYPE_CHECKING:
     from de_plugin.assess.problem import Problem
@@ -304,17 +304,22 @@ class Population:
         layer = units.layers[number]
         weight = dense.get(id(layer.parameter), layer.parameter.detach())
         kept = self.problem.kept[layer.start : layer.stop]
-        flipped, owner = slab.part(number, chunk.numbers)
-        flipped = flipped - layer.start
-        count = len(chunk.numbers)
-
+        rows = partial(slab.rows, number, chunk.numbers, kept)
         if isinstance(units.granularity, Channel) and len(layer.shape) == layer.parameter.dim():
             bias = None if layer.bias is None else dense.get(id(layer.bias), layer.bias.detach())
-            return Channels(layer, weight, bias, _rows(kept, owner, flipped, count).to(weight.device))
-        places = partial(_scattered, units, layer, kept, owner, flipped, count)
-        size = len(flipped) * layer.parameter.numel() // layer.count
-        masks = partial(_masks, units, layer, kept, owner, flipped, count)
-        return Weights(layer, weight, masks, count, size, places, keep)
+            return Channels(layer, weight, bias, rows().to(weight.device))
+        count = len(chunk.numbers)
+        size = int(slab.counts[list(chunk.numbers), number].sum()) * layer.parameter.numel() // layer.count
+        flips = partial(slab.flips, number, chunk.numbers)
+        return Weights(
+            layer,
+            weight,
+            lambda: units.expand_layer(layer, rows().to(weight.device)),
+            count,
+            size,
+            partial(_scattered, units, layer, kept, flips, count),
+            keep,
+        )
 
 
 def _slabs(population: Candidates) -> Iterator[list[int]]:
@@ -332,24 +337,11 @@ def _slabs(population: Candidates) -> Iterator[list[int]]:
         yield numbers
 
 
-def _rows(kept: Mask, owner: Tensor, flipped: Tensor, count: int) -> Masks:
-    """Return what each candidate keeps of a layer, ``(candidates, units)``."""
-    rows = kept.repeat(count, 1)
-    rows.view(-1).scatter_(0, owner * len(kept) + flipped, ~kept[flipped])
-    return rows
-
-
-def _masks(
-    units: ParameterUnits, layer: Layer, kept: Mask, owner: Tensor, flipped: Tensor, count: int
-) -> Tensor:
-    """Return what each candidate keeps of a layer, ``(candidates, *parameter.shape)``."""
-    return units.expand_layer(layer, _rows(kept, owner, flipped, count).to(layer.parameter.device))
-
-
 def _scattered(
-    units: ParameterUnits, layer: Layer, kept: Mask, owner: Tensor, flipped: Tensor, count: int
+    units: ParameterUnits, layer: Layer, kept: Mask, flips: Callable[[], tuple[Tensor, Tensor]], count: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the candidate, the canonical position and the sign of every weight that differs, in order."""
+    owner, flipped = flips()
     signs = 1 - 2 * kept[flipped].int()
     if isinstance(units.granularity, Weight):
         return owner, flipped, signs

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 _SMALLEST_BYTES = 64 << 10
 """A working set that is not halved any more."""
+_PASS = 5e7
+"""What a pass takes besides, in multiplications."""
 _SLAB_BYTES = 128 << 20
 """What the flips of candidates take at once."""
 
@@ -181,9 +183,11 @@ class Population:
         passes = [(n, chunk) for n, size in enumerate(sizes) for chunk in chunks[size]]
         passes.sort(key=lambda x: (x[1].whole, x[1].numbers if x[1].whole else ()))
         starts = self._chunks.starts(slab)
-        work = self._structure.work_before
+        before = self._structure.cost_before
         costs = [
-            1.0 + sizes[n] * sum(work[-1] - work[starts[k]] for k in chunk.numbers) for n, chunk in passes
+            _PASS
+            + sizes[n] / self._chunks.samples * sum(before[-1] - before[starts[k]] for k in chunk.numbers)
+            for n, chunk in passes
         ]
         ranks = self.problem.ranks
         return compress(passes, (owner == ranks.rank for owner in ranks.shares(costs)))

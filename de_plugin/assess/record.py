@@ -31,6 +31,8 @@ _PRODUCTS = {
 }
 """Functions whose result can stand for the call: what a prefix keeps."""
 _NORM = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
+_TOUCHED = 64
+"""Writing a number takes about as long as so many multiplications."""
 _VALUES = {"T", "mT", "H", "mH", "data"}
 """Attributes of a tensor that give its values again."""
 
@@ -158,9 +160,9 @@ class Record:
         return sum(kept.values())
 
     @property
-    def work_before(self) -> list[float]:
-        """The multiplications before each step, and of all of them."""
-        return [0.0, *accumulate(step.work for step in self.steps)]
+    def cost_before(self) -> list[float]:
+        """About how long what comes before each step takes, and all of it, in multiplications."""
+        return [0.0, *accumulate(step.work + _TOUCHED * step.numel for step in self.steps)]
 
     def work_from(self, start: int) -> float:
         """Return the multiplications of the steps from number `start` on."""

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_BLOCK = 1 << 20
+"""Numbers that are zeroed at a time: the mask takes as much memory as they do."""
 
 
 def _as_integers(x: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
@@ -22,5 +24,10 @@ def zeroed(x: Tensor, kept: Tensor) -> Tensor:
 
 def zero_(x: Tensor, kept: Tensor) -> None:
     """Set `x` to 0 in place where `kept`, of the same shape, is false."""
-    bits, mask = _as_integers(x, kept)
-    bits &= mask
+    if not (x.is_contiguous() and kept.is_contiguous()):
+        bits, mask = _as_integers(x, kept)
+        bits &= mask
+        return
+    for part, mask in zip(x.view(-1).split(_BLOCK), kept.view(-1).split(_BLOCK), strict=True):
+        bits, mask = _as_integers(part, mask)
+        bits &= mask

@@ -12,18 +12,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from de_plugin.assess.changes import SCATTERED
+from de_plugin.assess.layers import Layer
 from de_plugin.assess.ranks import Ranks
 from de_plugin.assess.record import Record
 from de_plugin.assess.units import ParameterUnits
 from de_plugin.types import Mask, Masks
 
-_FLOAT = 4
+_FLOAT, _INDEX = 4, 8
+"""Bytes of a number and of a place."""
 _MOST = 64
 """Candidates in one pass at most."""
 _SAMPLES = 4096
 """Samples in one pass at most."""
 _FEWEST = 16
 """Samples in one pass at least, where the student's own run on them finds room."""
+_LAYERS = 4
+"""The working sets that the candidates' weights in one layer may take."""
 _RUNS = 16
 """The working sets that one run of the student may take."""
 
@@ -34,14 +38,14 @@ class Slab:
     Args:
         units: what they differ in.
         count: how many candidates there are.
-        flips: makes the units in which a candidate differs, ascending.
+        differences: makes the units in which a candidate differs, ascending, or a bool for each unit.
         ranks: who finds out at first how many they are, a part of the candidates each.
     """
 
     def __init__(
-        self, units: ParameterUnits, count: int, flips: Callable[[int], Tensor], ranks: Ranks
+        self, units: ParameterUnits, count: int, differences: Callable[[int], Tensor], ranks: Ranks
     ) -> None:
-        self._make = flips
+        self._make = differences
         self._held: dict[int, Tensor] = {}
         self._units = units
         self._edges = torch.tensor([*(layer.start for layer in units.layers), units.count])
@@ -59,11 +63,17 @@ class Slab:
     def _differences(self, number: int) -> Tensor:
         """Return a candidate's flips, or where these are many a bool for each unit: what is smaller."""
         if number not in self._held:
-            flips = self._make(number)
-            self._known[number] = torch.searchsorted(flips, self._edges).diff().numpy()
-            if flips.element_size() * len(flips) > self._units.count:
-                flips = torch.zeros(self._units.count, dtype=torch.bool).index_fill_(0, flips, True)
-            self._held[number] = flips
+            found = self._make(number)
+            layers, count = self._units.layers, self._units.count
+            if found.dtype == torch.bool:
+                self._known[number] = [int(found[x.start : x.stop].sum()) for x in layers]
+                if _INDEX * self._known[number].sum() <= count:
+                    found = found.nonzero()[:, 0]
+            else:
+                self._known[number] = torch.searchsorted(found, self._edges).diff().numpy()
+                if _INDEX * len(found) > count:
+                    found = torch.zeros(count, dtype=torch.bool).index_fill_(0, found, True)
+            self._held[number] = found
         return self._held[number]
 
     def _flips(self, layer: int, number: int) -> Tensor:
@@ -166,6 +176,7 @@ class Chunks:
                 continue
             most = max(1, min(_MOST, self.working_set // max(1, self._bytes(start) * samples)))
             members = np.flatnonzero(starts == start)
+            most = max(1, min(most, self._room_for_weights // self._largest(slab, members, start)))
             for part in np.array_split(members, -(-len(members) // most)):
                 layers = np.flatnonzero(differs[part].any(0))
                 yield Chunk(tuple(part.tolist()), tuple(layers.tolist()), bool(dense[part].all()))
@@ -173,11 +184,22 @@ class Chunks:
     def weights_of(self, chunks: Sequence[Chunk]) -> int:
         """Return the bytes of the weights of all candidates in all layers in which their chunks differ."""
         layers = self.units.layers
-        return sum(
-            len(chunk.numbers) * layers[n].parameter.numel() * layers[n].parameter.element_size()
-            for chunk in chunks
-            for n in chunk.layers
-        )
+        return sum(len(chunk.numbers) * _bytes_of(layers[n]) for chunk in chunks for n in chunk.layers)
+
+    @cached_property
+    def _room_for_weights(self) -> int:
+        """Return the bytes that the weights of all candidates of a pass may take in one layer."""
+        return max(_LAYERS * self.working_set, sum(map(_bytes_of, self.units.layers)) // 2)
+
+    def _largest(self, slab: Slab, members: NDArray[np.int64], start: int) -> int:
+        """Return the bytes of the largest layer of which candidates need weights of their own, at least 1."""
+        counts = slab.counts[members].max(0)
+        sizes = [
+            _bytes_of(layer)
+            for n, layer in enumerate(self.units.layers)
+            if counts[n] and (self._first[n] != start or SCATTERED * counts[n] >= layer.count)
+        ]
+        return max(sizes, default=1)
 
     @cached_property
     def _all_bytes(self) -> int:
@@ -187,3 +209,7 @@ class Chunks:
     def _bytes(self, start: int) -> int:
         """Return the bytes of the largest result from a step on, for one sample."""
         return -(-_FLOAT * self.structure.largest_from(start) // self.samples)
+
+
+def _bytes_of(layer: Layer) -> int:
+    return layer.parameter.numel() * layer.parameter.element_size()

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from de_plugin.assess.candidates import Candidates, Flipped
+from de_plugin.assess.candidates import Candidates, Flipped, Made
 from de_plugin.assess.repair import Repair, SideBySide
 from de_plugin.assess.teacher import Autocast
 from de_plugin.assess.vectorised import BatchingError, reason
 from de_plugin.errors import ArgumentError, DEWarning
-from de_plugin.types import Values
+from de_plugin.types import Mask, Values
 
 if TYPE_CHECKING:
     from de_plugin.assess.population import Population
@@ -175,8 +175,15 @@ def _trial(problem: Problem, fast: Population, repair: Repair | None = None) -> 
         count = max(1, layer.count // 20)
         drawn = torch.randperm(layer.count, generator=problem.generator(8, layer.start))[:count]
         changes.append(layer.start + drawn.sort().values)
-    half = torch.rand(problem.units.count, generator=problem.generator(9)) < 0.5
-    population = Flipped(problem.kept, (*changes, half.nonzero()[:, 0]))
+
+    def tried(number: int) -> Mask:
+        if number < len(changes):
+            return Flipped(problem.kept, (changes[number],)).mask(0)
+        return torch.randint(
+            2, (problem.units.count,), dtype=torch.int8, generator=problem.generator(9)
+        ).bool()
+
+    population = Made(tried, tuple(range(len(changes) + 1)), problem.units.count)
     index = problem.search[:1]
     if problem.pool.stacked is not None:
         index = problem.search[: 2 if repair is None else _REPAIRED]

@@ -37,6 +37,8 @@ _SMALLEST_BYTES = 64 << 10
 """A working set that is not halved any more."""
 _PASS = 5e7
 """What a pass takes besides, in multiplications."""
+_KEPT_BYTES = 64 << 20
+"""The masked weights of all candidates are held over the passes where they take no more than this."""
 _SLAB_BYTES = 128 << 20
 """What the flips of candidates take at once."""
 
@@ -109,7 +111,7 @@ class Population:
     def _within_memory(self, population: Candidates, index: Tensor, repair: Repair | None) -> Values:
         problem = self.problem
         slab = Slab(
-            problem.units, len(population), lambda n: population.flips(n, problem.kept), problem.ranks
+            problem.units, len(population), partial(_differences, population, problem.kept), problem.ranks
         )
         while True:
             try:
@@ -143,7 +145,7 @@ class Population:
         same = (self._chunks.starts(slab) == len(self._structure.steps)).nonzero()[0]
         student = [Chunk(tuple(same.tolist()), ())] if len(same) else []
         chunks = {size: [*student, *self._chunks.chunks(slab, size)] for size in sorted({*sizes})}
-        keep = self._chunks.weights_of(chunks[sizes[0]]) <= self.prefix_bytes
+        keep = self._chunks.weights_of(chunks[sizes[0]]) <= _KEPT_BYTES
         changes: dict[Chunk, dict[int, Change]] = {}
         failure: BaseException | None = None
         run: tuple[tuple[int, bool], Run] | None = None
@@ -324,6 +326,13 @@ class Population:
             partial(_scattered, units, layer, kept, flips, count),
             keep,
         )
+
+
+def _differences(population: Candidates, kept: Mask, number: int) -> Tensor:
+    """Return the units in which a candidate differs, or a bool for each where they may be many."""
+    if 8 * population.size(number) < len(kept):
+        return population.flips(number, kept)
+    return population.mask(number) != kept
 
 
 def _slabs(population: Candidates) -> Iterator[list[int]]:

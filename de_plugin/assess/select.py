@@ -62,12 +62,12 @@ def _zero_lowest(rows: Tensor, count: int, result: Tensor, where: str) -> None:
             f"target: {count} more unit(s) of {where} must be zeroed and only {available} may be; lower "
             "the sparsity, protect fewer units, or widen include"
         )
-    threshold = rows.kthvalue(count, -1, keepdim=True).values
-    below = rows < threshold
-    ties = rows == threshold
-    room = count - below.sum(-1, keepdim=True)
-    chosen = below | (ties & (ties.cumsum(-1) <= room))
-    result &= ~chosen
+    for row, kept in zip(rows, result, strict=True):
+        threshold = row.kthvalue(count).values
+        below = row < threshold
+        ties = (row == threshold).nonzero()[:, 0]
+        kept &= ~below
+        kept[ties[: count - int(below.sum())]] = False
 
 
 def _within_limit(rows: Tensor, kept: Mask, zeros: int, group: int) -> Tensor:

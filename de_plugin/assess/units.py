@@ -67,10 +67,20 @@ class ParameterUnits:
         counts = torch.tensor([layer.count for layer in self.layers])
         self.layer_counts = counts
         """Units in each layer, ``(layers,)``."""
-        self.layer_of = torch.repeat_interleave(torch.arange(len(counts)), counts)
-        """The layer of each unit, ``(units,)``."""
-        self.sizes = self.reduce([torch.ones_like(layer.parameter, device="cpu") for layer in self.layers])
-        """Weights in each unit, ``(units,)``."""
+
+    @property
+    def layer_of(self) -> Tensor:
+        """The layer of each unit, ``(units,)``; made at each call, for it takes twice a model's memory."""
+        return torch.repeat_interleave(torch.arange(len(self.layers)), self.layer_counts)
+
+    def per_layer(self, values: Tensor) -> Tensor:
+        """Spread one number a layer over its units, ``(units,)``."""
+        return torch.cat([v.expand(x.count) for v, x in zip(values, self.layers, strict=True)])
+
+    @property
+    def sizes(self) -> Tensor:
+        """Weights in each unit, ``(units,)``; made at each call."""
+        return self.reduce([torch.ones_like(layer.parameter, device="cpu") for layer in self.layers])
 
     # -- finding ---------------------------------------------------------------------------------
 
@@ -198,7 +208,8 @@ class ParameterUnits:
 
     def weight_sparsity(self, kept: Mask) -> float:
         """Return the fraction of weights, not of units, that are zeroed."""
-        return float(self.sizes[~kept.cpu()].sum() / self.sizes.sum())
+        sizes = self.sizes
+        return float(sizes[~kept.cpu()].sum() / sizes.sum())
 
     @contextmanager
     def zeroed(self, kept: Mask) -> Iterator[Mapping[int, Tensor]]:

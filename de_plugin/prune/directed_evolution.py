@@ -111,10 +111,15 @@ class DirectedEvolution:
             raise ArgumentError(
                 "criteria: all of them need a gradient and the divergence has none; add 'magnitude'"
             )
-        raw = [c(problem, eligible, count) for c in usable]
-        pure = torch.stack([problem.select(s, eligible, count) for s in raw])
+        masks, features = [], torch.empty(len(usable), problem.units.count)
+        for feature, c in zip(features, usable, strict=True):
+            scores = c(problem, eligible, count)
+            masks.append(problem.select(scores, eligible, count))
+            feature.copy_(_standard(scores, eligible))
+            del scores
+        pure = torch.stack(masks)
         names = [c.name for c in usable]
-        winner, scores = self._genomes(problem, eligible, count, raw, pure, names)
+        winner, scores = self._genomes(problem, eligible, count, features, pure, names)
         swapped = winner
         if self.swaps.rounds and not problem.out_of_budget():
             swapped = swap(problem, winner, free, scores, self.swaps)
@@ -125,15 +130,14 @@ class DirectedEvolution:
         problem: Problem,
         eligible: Mask,
         count: int,
-        raw: list[Scores],
+        features: Tensor,
         pure: Masks,
         names: list[str],
     ) -> tuple[Mask, Tensor]:
-        features = torch.stack([_standard(s, eligible) for s in raw])
         state = problem.state_of(self)
         turn = state["turn"] = state.get("turn", 0) + 1
         first = problem.assess(pure, problem.draw(self.samples))
-        search = self._search_from(problem, state.get("centre"), turn, int(first.argmin()), len(raw))
+        search = self._search_from(problem, state.get("centre"), turn, int(first.argmin()), len(features))
         elite, ranking = pure[int(first.argmin())], features[int(first.argmin())]
         for generation in range(self.generations):
             if problem.out_of_budget():
@@ -186,10 +190,10 @@ class DirectedEvolution:
         genome, criteria = genomes[number], len(features)
         scores = torch.einsum("c,cu->u", genome[:criteria], features)
         if problem.quota is None:
-            scores = scores + genome[criteria:-1][problem.units.layer_of]
+            scores += problem.units.per_layer(genome[criteria:-1])
         warmth = float(genome[-1].abs())
         noise = torch.randn(problem.units.count, generator=problem.generator(5, *key, number))
-        return scores + 0.5 * warmth * noise
+        return scores.add_(noise.mul_(0.5 * warmth))
 
     def _gate(self, problem: Problem, masks: Masks, names: list[str]) -> Mask:
         """Let winner and pure criteria meet once more, on data held back from the search."""
@@ -233,10 +237,11 @@ def _standard(scores: Scores, eligible: Mask) -> Tensor:
         part = part.argsort(stable=True).argsort(stable=True).double() + 1
     positive = part[part > 0]
     floor = float(positive.min()) / 10 if len(positive) else 1.0
-    logs = part.clamp_min(floor).log()
+    del positive
+    logs = part.clamp_min_(floor).log_()
     spread = logs.std(unbiased=False)
     result = torch.zeros(scores.shape, dtype=torch.float32)
-    result[eligible] = ((logs - logs.mean()) / spread.clamp_min(1e-12)).float()
+    result[eligible] = logs.sub_(logs.mean()).div_(spread.clamp_min(1e-12)).float()
     return result
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,6 +16,10 @@ from de_plugin.assess.gradients import mean_gradient, sample_gradients
 from de_plugin.assess.granularity import NM, Weight
 from de_plugin.assess.problem import Problem
 from de_plugin.types import Mask
+
+_FLOAT = 4
+_HELD_BYTES = 1 << 30
+"""The effects of all samples are held where they take no more than this."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,8 @@ def cells(problem: Problem) -> Tensor:
     units = problem.units
     if isinstance(units.granularity, NM):
         return torch.arange(units.count) // units.granularity.m
-    return torch.zeros(units.count, dtype=torch.long) if problem.quota is None else units.layer_of
+    one = torch.zeros(1, dtype=torch.long).expand(units.count)  # takes no memory
+    return one if problem.quota is None else units.layer_of
 
 
 def joint(problem: Problem, free: Mask, size: int, *, samples: int, window: int, key: int) -> list[Swap]:
@@ -104,30 +110,47 @@ class _Effects(Protocol):
 
 
 class _Multiplied:
-    """Effects held a sample and unit: any model, any granularity."""
+    """Effects a sample and unit: any model, any granularity.
+
+    They are held where they take little memory, else worked out once more for the units that are chosen.
+    """
 
     def __init__(self, problem: Problem, index: Tensor, generator: torch.Generator) -> None:
-        self._units = units = problem.units
+        self._problem = problem
+        self._index = index
+        self._state = generator.get_state()
         self._stored: list[list[Tensor]] = []
+        units = problem.units
+        hold = _FLOAT * units.count * len(index) <= _HELD_BYTES
         self.curvature = torch.zeros(units.count)
         count = 0
-        for chunk in sample_gradients(problem, index, generator):
+        for effects in self._chunks(generator):
+            for layer, effect in zip(units.layers, effects, strict=True):
+                self.curvature[layer.start : layer.stop] += torch.einsum("nu,nu->u", effect, effect)
+            count += len(effects[0])
+            if hold:
+                self._stored.append(effects)
+        self.curvature /= count
+
+    def _chunks(self, generator: torch.Generator) -> Iterator[list[Tensor]]:
+        """Yield effects ``(samples, units)`` of each layer."""
+        units = self._problem.units
+        for chunk in sample_gradients(self._problem, self._index, generator):
             effects = []
             for layer, g, v in zip(units.layers, chunk, units.values(), strict=True):
                 product = g.mul_(v) if g.is_contiguous() else g * v
-                effect = units.granularity.reduce(layer.canonical(product), layer.shape).cpu()
-                self.curvature[layer.start : layer.stop] += torch.einsum("nu,nu->u", effect, effect)
-                effects.append(effect)
-            count += len(effects[0])
-            self._stored.append(effects)
-        self.curvature /= count
+                effects.append(units.granularity.reduce(layer.canonical(product), layer.shape).cpu())
+            yield effects
 
     def columns(self, chosen: Tensor) -> Tensor:
         """Return the effects of some units, ``(samples, chosen)``."""
+        again = torch.Generator()
+        again.set_state(self._state)
+        layers = self._problem.units.layers
         parts = []
-        for effects in self._stored:
+        for effects in self._stored or self._chunks(again):
             part = torch.empty(len(effects[0]), len(chosen))
-            for layer, effect in zip(self._units.layers, effects, strict=True):
+            for layer, effect in zip(layers, effects, strict=True):
                 here = ((chosen >= layer.start) & (chosen < layer.stop)).nonzero()[:, 0]
                 part[:, here] = effect[:, chosen[here] - layer.start].float()
             parts.append(part)
@@ -170,9 +193,13 @@ def _signed(problem: Problem, gradient: list[Tensor], values: list[Tensor]) -> T
 
 
 def _lowest(values: Tensor, allowed: Mask, count: int) -> Tensor:
-    places = allowed.nonzero()[:, 0]
-    order = values[places].argsort(stable=True)
-    return places[order[:count]]
+    """Return the `count` allowed places with the lowest values, in order, ties by place."""
+    count = min(count, int(allowed.sum()))
+    if count == 0:
+        return torch.empty(0, dtype=torch.long)
+    limit = values[allowed].kthvalue(count).values
+    places = ((values <= limit) & allowed).nonzero()[:, 0]
+    return places[values[places].argsort(stable=True)[:count]]
 
 
 def _greedy(

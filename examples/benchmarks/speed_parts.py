@@ -10,6 +10,7 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from torch.nn import functional as F
 
 import de_plugin
 from de_plugin import DirectedEvolution, Problem, Schedule, Swaps
-from de_plugin.assess.candidates import Flipped
+from de_plugin.assess.candidates import Flipped, Made
 from de_plugin.assess.population import Population
 from de_plugin.evolve import Halving
 from de_plugin.zoo import MODELS, darknet, mnist, teacher
@@ -126,26 +127,57 @@ def staged(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def memory(options: argparse.Namespace) -> dict[str, Any]:
-    """Measure the peak memory of a search, beyond what torch itself takes, in models."""
-    found = {"crepe-full": _itself("memory", "crepe")[0]}
+    """Measure the peak memory of an assessment and of a search, beyond what torch itself takes, in models."""
+    networks = {"crepe-full": "crepe"}
     if options.large_cfg is not None:
-        found["yolov3"] = _itself("memory", str(options.large_cfg))[0]
-    return found
+        networks["yolov3"] = str(options.large_cfg)
+    return {
+        name: {what: _itself(what, which)[0] for what in ("assessment", "search")}
+        for name, which in networks.items()
+    }
 
 
-def _memory(which: str) -> dict[str, Any]:
+def _network(which: str) -> tuple[nn.Module, Tensor]:
     torch.set_num_threads(2)
     torch.manual_seed(0)
     if which == "crepe":
-        model: nn.Module = Crepe().eval()
-        inputs = torch.randn(8, 1024)
-    else:
-        model = darknet(Path(which), seed=0).eval()
-        inputs = torch.rand(2, 3, 96, 96)
-    model(inputs)
+        return Crepe().eval(), torch.randn(8, 1024)
+    return darknet(Path(which), seed=0).eval(), torch.rand(2, 3, 96, 96)
+
+
+def _memory(which: str, work: Callable[[nn.Module, Tensor], dict[str, Any]]) -> dict[str, Any]:
+    """Return the peak of some work, and of running the network alone, both with the model itself."""
+    model, inputs = _network(which)
     size = sum(p.numel() * p.element_size() for p in model.parameters())
     before = _resident()
+    with torch.no_grad():
+        model(inputs)
+    alone = _peak()
     started = time.monotonic()
+    found = work(model, inputs)
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "model_bytes": size,
+        "forward_over_model": (alone - before + size) / size,
+        "peak_over_model": (_peak() - before + size) / size,
+        "seconds": time.monotonic() - started,
+        **found,
+    }
+
+
+def _assessment(model: nn.Module, inputs: Tensor) -> dict[str, Any]:
+    """Measure sets that differ in few weights, and others that differ in many."""
+    problem = Problem(model, inputs, divergence="mse", batch_size=2, holdout=0)
+    draw = torch.Generator().manual_seed(0)
+    count = problem.units.count
+    few = tuple(torch.randint(count, (256,), generator=draw).unique() for _ in range(8))
+    problem.assess(Flipped(problem.kept, few), problem.search)
+    made = Made(lambda n: torch.rand(count, generator=problem.generator(n)) > 0.5, tuple(range(4)), count)
+    problem.assess(made, problem.search)
+    return {"evaluations": problem.evaluations}
+
+
+def _search(model: nn.Module, inputs: Tensor) -> dict[str, Any]:
     report = de_plugin.prune(
         model,
         inputs,
@@ -155,13 +187,7 @@ def _memory(which: str) -> dict[str, Any]:
         divergence="mse",
         batch_size=2,
     )
-    return {
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "model_bytes": size,
-        "peak_over_model": (_peak() - before + size) / size,
-        "evaluations": report.evaluations,
-        "seconds": time.monotonic() - started,
-    }
+    return {"evaluations": report.evaluations}
 
 
 def _peak() -> int:
@@ -220,5 +246,6 @@ def _plot(curves: dict[str, list[tuple[int, float]]], path: Path) -> None:
 
 if __name__ == "__main__":
     kind, *rest = sys.argv[1:]
-    found = _rank() if kind == "rank" else _memory(*rest)
+    works = {"assessment": _assessment, "search": _search}
+    found = _rank() if kind == "rank" else _memory(rest[0], works[kind])
     os.write(1, f"{json.dumps(found)}\n".encode())  # at once: ranks share the output

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,9 @@ def main() -> None:
     try:
         model, _, _ = search(options.checkpoint, options.die_at)
     except DEError as error:
-        raise SystemExit(f"{type(error).__name__}: {error}") from error
+        sys.stderr.write(f"{type(error).__name__}: {error}\n")
+        sys.stderr.flush()
+        os._exit(1)  # once a peer is gone, gloo's threads may abort an orderly exit
     save_file({k: v.contiguous() for k, v in model.state_dict().items()}, options.out)
     if options.store is not None:
         dist.barrier()  # nobody leaves while another still reads

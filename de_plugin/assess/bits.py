@@ -18,6 +18,10 @@ def _as_integers(x: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
 
 def zeroed(x: Tensor, kept: Tensor) -> Tensor:
     """Return `x` where the bool tensor `kept` is true, else 0, broadcast."""
+    if kept.numel() > _BLOCK and x.dim() == kept.dim() - 1:  # large weights: no mask as large as they are
+        result = x.expand(kept.shape).clone(memory_format=torch.contiguous_format)
+        zero_(result, kept)
+        return result
     bits, mask = _as_integers(x, kept)
     return (bits & mask).view(x.dtype)
 

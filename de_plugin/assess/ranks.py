@@ -94,8 +94,9 @@ class Ranks:
         other = [rank for rank, value in enumerate(mine.tolist()) if value != int(mine[0])]
         if other:
             raise ArgumentError(
-                f"{what}: rank(s) {other} hold(s) something else than rank 0; give all ranks the same model "
-                "and the same calibration data in the same order (the work is shared out later)"
+                f"{what}: rank(s) {other} hold(s) something else than rank 0; give all ranks the same model, "
+                "arguments, checkpoint folder and number of threads, and the same calibration data in the "
+                "same order (the work is shared out later)"
             )
 
     def wait(self) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -136,7 +138,9 @@ def prune(
             budget=budget,
         )
         plan.prepare(problem)
-        store = None if checkpoint is None else Checkpoint(checkpoint, identity(problem, plan))
+        mine = identity(problem, plan)
+        problem.ranks.check_equal("arguments", zlib.crc32(json.dumps(mine).encode()))
+        store = None if checkpoint is None else Checkpoint(checkpoint, mine)
         result = Cycles(problem, plan, started, store).run(progress)
         if apply == "none":
             snapshot.restore()
@@ -229,6 +233,7 @@ class Cycles:
     def _resume(self) -> None:
         """Go back to where the checkpoint is, if there is one."""
         found = None if self.store is None else self.store.load()
+        self.problem.ranks.check_equal("checkpoint", -1 if found is None else found[1]["cycles"]["done"])
         if found is None:
             return
         tensors, state = found

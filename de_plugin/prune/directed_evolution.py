@@ -120,6 +120,7 @@ class DirectedEvolution:
         pure = torch.stack(masks)
         names = [c.name for c in usable]
         winner, scores = self._genomes(problem, eligible, count, features, pure, names)
+        del features
         swapped = winner
         if self.swaps.rounds and not problem.out_of_budget():
             swapped = swap(problem, winner, free, scores, self.swaps)
@@ -232,17 +233,16 @@ def _assess(problem: Problem, sets: Made, some: Tensor, index: Tensor) -> Tensor
 
 def _standard(scores: Scores, eligible: Mask) -> Tensor:
     """Return log-scores with mean 0 and deviation 1 over the eligible units, 0 elsewhere."""
-    part = scores[eligible].double()
-    if bool((part < 0).any()):
-        part = part.argsort(stable=True).argsort(stable=True).double() + 1
-    positive = part[part > 0]
-    floor = float(positive.min()) / 10 if len(positive) else 1.0
-    del positive
-    logs = part.clamp_min_(floor).log_()
-    spread = logs.std(unbiased=False)
-    result = torch.zeros(scores.shape, dtype=torch.float32)
-    result[eligible] = logs.sub_(logs.mean()).div_(spread.clamp_min(1e-12)).float()
-    return result
+    chosen = eligible.numpy()  # torch's own indexing by bools takes four times the memory
+    part = scores.double().numpy()[chosen]
+    if (part < 0).any():
+        part = part.argsort(kind="stable").argsort(kind="stable") + 1.0
+    floor = part.min(where=part > 0, initial=np.inf)
+    logs = torch.from_numpy(part).clamp_min_(float(floor) / 10 if np.isfinite(floor) else 1.0).log_()
+    logs.sub_(logs.mean()).div_(logs.std(unbiased=False).clamp_min(1e-12))
+    result = np.zeros(len(chosen), dtype=np.float32)
+    result[chosen] = logs.numpy()
+    return torch.from_numpy(result)
 
 
 register("de")(DirectedEvolution)

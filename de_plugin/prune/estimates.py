@@ -15,6 +15,7 @@ from de_plugin.assess.factors import Factors, linear_factors
 from de_plugin.assess.gradients import mean_gradient, sample_gradients
 from de_plugin.assess.granularity import NM, Weight
 from de_plugin.assess.problem import Problem
+from de_plugin.assess.select import kth_lowest
 from de_plugin.types import Mask
 
 _FLOAT = 4
@@ -197,7 +198,7 @@ def _lowest(values: Tensor, allowed: Mask, count: int) -> Tensor:
     count = min(count, int(allowed.sum()))
     if count == 0:
         return torch.empty(0, dtype=torch.long)
-    limit = values[allowed].kthvalue(count).values
+    limit = kth_lowest(values.masked_fill(~allowed, float("inf")), count)
     places = ((values <= limit) & allowed).nonzero()[:, 0]
     return places[values[places].argsort(stable=True)[:count]]
 

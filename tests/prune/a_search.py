@@ -1,6 +1,6 @@
 """A small search as a process of its own, for tests that kill it or run several of it.
 
-Usage: a_search.py OUT [--checkpoint DIR] [--die-at CALL] [--store FILE --rank N --world N]
+Usage: a_search.py OUT [--checkpoint DIR] [--die-at CALL] [--seed N] [--store FILE --rank N --world N]
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Calls:
         return model(inputs)
 
 
-def search(checkpoint: Path | None = None, die_at: int = 0) -> tuple[nn.Module, Report, int]:
+def search(checkpoint: Path | None = None, die_at: int = 0, seed: int = 0) -> tuple[nn.Module, Report, int]:
     """Prune the network in three cycles, each followed by a short distillation; count the calls."""
     forward = Calls(die_at)
 
@@ -76,6 +76,7 @@ def search(checkpoint: Path | None = None, die_at: int = 0) -> tuple[nn.Module, 
         finish="bias",
         batch_size=32,
         forward=forward,
+        seed=seed,
         checkpoint=checkpoint,
     )
     return model, report, forward.count
@@ -87,6 +88,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--checkpoint", type=Path)
     parser.add_argument("--die-at", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--store", type=Path)
     parser.add_argument("--rank", type=int, default=0)
     parser.add_argument("--world", type=int, default=1)
@@ -97,7 +99,7 @@ def main() -> None:
             "gloo", init_method=f"file://{options.store}", rank=options.rank, world_size=options.world
         )
     try:
-        model, _, _ = search(options.checkpoint, options.die_at)
+        model, _, _ = search(options.checkpoint, options.die_at, options.seed)
     except DEError as error:
         sys.stderr.write(f"{type(error).__name__}: {error}\n")
         sys.stderr.flush()

@@ -62,3 +62,18 @@ def test_a_rank_that_dies_is_an_error_and_the_search_can_go_on(
     assert "checkpoint=" in message
     model, _, _ = search(tmp_path / "kept")
     assert all(torch.equal(model.state_dict()[name], value) for name, value in expected.items())
+
+
+@pytest.mark.parametrize("case", ["seed", "checkpoint"])
+def test_ranks_that_were_asked_different_things_are_refused(case: str, tmp_path: Path) -> None:
+    more: list[tuple[str, ...]] = [(), ("--seed", "1")]
+    what = "arguments"
+    if case == "checkpoint":
+        search(tmp_path / "kept")
+        more = [("--checkpoint", str(tmp_path / "kept")), ("--checkpoint", str(tmp_path / "other"))]
+        what = "checkpoint"
+    processes = [start(tmp_path, rank, 2, *more[rank]) for rank in range(2)]
+    errors = [p.communicate(timeout=300)[1] for p in processes]
+    for process, error in zip(processes, errors, strict=True):
+        assert process.returncode == 1
+        assert f"ArgumentError: {what}: rank(s) [1] hold(s) something else" in error

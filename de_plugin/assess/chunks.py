@@ -26,7 +26,7 @@ _SAMPLES = 4096
 """Samples in one pass at most."""
 _FEWEST = 16
 """Samples in one pass at least, where the student's own run on them finds room."""
-_LAYERS = 4
+_LAYERS = 2
 """The working sets that the candidates' weights in one layer may take."""
 _RUNS = 16
 """The working sets that one run of the student may take."""

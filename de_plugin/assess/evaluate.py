@@ -173,8 +173,8 @@ def _trial(problem: Problem, fast: Population, repair: Repair | None = None) -> 
     changes = []
     for layer in layers:
         count = max(1, layer.count // 20)
-        drawn = torch.randperm(layer.count, generator=problem.generator(8, layer.start))[:count]
-        changes.append(layer.start + drawn.sort().values)
+        drawn = torch.randint(layer.count, (count,), generator=problem.generator(8, layer.start))
+        changes.append(layer.start + drawn.unique())
 
     def tried(number: int) -> Mask:
         if number < len(changes):

@@ -178,7 +178,12 @@ def _assessment(model: nn.Module, inputs: Tensor) -> dict[str, Any]:
     count = problem.units.count
     few = tuple(torch.randint(count, (256,), generator=draw).unique() for _ in range(8))
     problem.assess(Flipped(problem.kept, few), problem.search)
-    made = Made(lambda n: torch.rand(count, generator=problem.generator(n)) > 0.5, tuple(range(4)), count)
+
+    def half(number: int) -> Tensor:
+        draw = problem.generator(number)
+        return torch.randint(2, (count,), dtype=torch.int8, generator=draw).bool()
+
+    made = Made(half, tuple(range(4)), count)
     problem.assess(made, problem.search)
     return {"evaluations": problem.evaluations}
 

@@ -14,8 +14,8 @@ import de_plugin
 from de_plugin import Fisher, Problem
 from de_plugin.assess.candidates import Flipped
 from de_plugin.assess.chunks import Chunk
-from de_plugin.assess.evaluate import Serial
 from de_plugin.assess.population import Population
+from de_plugin.assess.serial import Serial
 from de_plugin.errors import CheckpointError, DEWarning
 
 X = torch.randn(60, 6, generator=torch.Generator().manual_seed(0))

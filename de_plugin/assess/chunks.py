@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -28,7 +29,7 @@ _FEWEST = 16
 """Samples in one pass at least, where the student's own run on them finds room."""
 _LAYERS = 2
 """The working sets that the candidates' weights in one layer may take."""
-_RUNS = 16
+_RUNS = 8
 """The working sets that one run of the student may take."""
 
 
@@ -59,6 +60,14 @@ class Slab:
     def __len__(self) -> int:
         """Return the number of candidates."""
         return len(self.counts)
+
+    def pick(self, numbers: Sequence[int]) -> Slab:
+        """Return some of the candidates, in that order."""
+        some = copy(self)
+        some._make = lambda n: self._make(numbers[n])
+        some._held = {n: self._held[k] for n, k in enumerate(numbers) if k in self._held}
+        some._known, some.counts = self._known[numbers], self.counts[numbers]
+        return some
 
     def _differences(self, number: int) -> Tensor:
         """Return a candidate's flips, or where these are many a bool for each unit: what is smaller."""
@@ -110,12 +119,10 @@ class Chunk:
     Attributes:
         numbers: which ones.
         layers: the layers in which at least one of them differs from the student.
-        whole: the student's own run is of no use, for they leave nothing of it.
     """
 
     numbers: tuple[int, ...]
     layers: tuple[int, ...]
-    whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -150,6 +157,11 @@ class Chunks:
         starts: NDArray[np.int64] = np.where(slab.counts > 0, self._first, steps).min(1, initial=steps)
         return starts
 
+    def alone(self, slab: Slab) -> NDArray[np.int64]:
+        """Return the candidates that leave nothing of the student's run: nothing is gained side by side."""
+        dense = SCATTERED * slab.counts.sum(1) > self.units.count
+        return np.flatnonzero(dense & (self.starts(slab) == self._first.min()))
+
     def one_pass(self) -> int:
         """Return how many samples of one candidate the working set holds, all activations counted."""
         return max(1, min(_SAMPLES, self.working_set // self._all_bytes))
@@ -169,7 +181,6 @@ class Chunks:
     def chunks(self, slab: Slab, samples: int) -> Iterator[Chunk]:
         """Put candidates that first differ at the same step together, as many as the working set holds."""
         starts = self.starts(slab)
-        dense = (SCATTERED * slab.counts.sum(1) > self.units.count) & (starts == self._first.min())
         differs = (slab.counts > 0) & (self._first < len(self.structure.steps))
         for start in np.unique(starts).tolist():
             if start == len(self.structure.steps):
@@ -179,7 +190,7 @@ class Chunks:
             most = max(1, min(most, self._room_for_weights // self._largest(slab, members, start)))
             for part in np.array_split(members, -(-len(members) // most)):
                 layers = np.flatnonzero(differs[part].any(0))
-                yield Chunk(tuple(part.tolist()), tuple(layers.tolist()), bool(dense[part].all()))
+                yield Chunk(tuple(part.tolist()), tuple(layers.tolist()))
 
     def weights_of(self, chunks: Sequence[Chunk]) -> int:
         """Return the bytes of the weights of all candidates in all layers in which their chunks differ."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from de_plugin.assess.candidates import Candidates, Flipped, Made
 from de_plugin.assess.repair import Repair, SideBySide
+from de_plugin.assess.serial import Serial
 from de_plugin.assess.teacher import Autocast
 from de_plugin.assess.vectorised import BatchingError, reason
 from de_plugin.errors import ArgumentError, DEWarning
@@ -37,36 +37,6 @@ class Evaluator(Protocol):
 
     def __call__(self, population: Candidates, index: Tensor, repair: Repair | None = None) -> Values:
         """Return one divergence a candidate, each corrected by `repair` first."""
-
-
-class Serial:
-    """One candidate after the other, zeroed in place: slow, and right by construction.
-
-    Args:
-        problem: whose student is asked.
-    """
-
-    def __init__(self, problem: Problem) -> None:
-        self.problem = problem
-
-    @property
-    def samples(self) -> int:
-        """The samples of a batch."""
-        return self.problem.pool.batch_size
-
-    def __call__(self, population: Candidates, index: Tensor, repair: Repair | None = None) -> Values:
-        """Return one divergence a candidate, each corrected by `repair` first."""
-        problem = self.problem
-        batches = problem.pool.take(index)
-        values = torch.zeros(len(population), dtype=torch.float64)
-        for row in range(len(population)):
-            if not problem.ranks.mine(row):
-                continue
-            kept = population.mask(row)
-            corrected = nullcontext() if repair is None else repair(problem, batches)
-            with torch.no_grad(), problem.units.zeroed(kept), corrected:
-                values[row] = float(problem.measure(batches))
-        return problem.ranks.total(values)
 
 
 class Guarded:
@@ -164,7 +134,7 @@ def evaluator(problem: Problem, spec: str) -> Evaluator:
 def _trial(problem: Problem, fast: Population, repair: Repair | None = None) -> str:
     """Compare with the serial loop; return what differs, or nothing.
 
-    Tried are a twentieth of each layer, which is measured as a sparse difference, and half of all units.
+    Tried are a twentieth of each layer, and of all layers together.
     """
     layers = problem.units.layers
     if len(layers) > _TRIED:
@@ -179,9 +149,8 @@ def _trial(problem: Problem, fast: Population, repair: Repair | None = None) -> 
     def tried(number: int) -> Mask:
         if number < len(changes):
             return Flipped(problem.kept, (changes[number],)).mask(0)
-        return torch.randint(
-            2, (problem.units.count,), dtype=torch.int8, generator=problem.generator(9)
-        ).bool()
+        draw = problem.generator(9)
+        return torch.randint(20, (problem.units.count,), dtype=torch.int8, generator=draw) > 0
 
     population = Made(tried, tuple(range(len(changes) + 1)), problem.units.count)
     index = problem.search[:1]

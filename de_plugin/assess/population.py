@@ -9,6 +9,7 @@ from functools import partial
 from itertools import compress
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.func import vmap
@@ -25,6 +26,7 @@ from de_plugin.assess.granularity import Channel, Weight
 from de_plugin.assess.layers import Layer
 from de_plugin.assess.record import Record, record
 from de_plugin.assess.repair import Repair, SideBySide, Statistics
+from de_plugin.assess.serial import Serial
 from de_plugin.assess.substitute import Substitution
 from de_plugin.assess.units import ParameterUnits
 from de_plugin.assess.vectorised import BatchingError, RoomError, buffers_stay, failures
@@ -66,9 +68,10 @@ class Population:
         prefix_bytes: bytes of the student's own activations that are kept from one call to the next.
     """
 
-    def __init__(self, problem: Problem, working_set: int = 16 << 20, prefix_bytes: int = 256 << 20) -> None:
+    def __init__(self, problem: Problem, working_set: int = 32 << 20, prefix_bytes: int = 256 << 20) -> None:
         self.problem = problem
         self.prefix_bytes = prefix_bytes
+        self._serial = Serial(problem)
         torch.empty(_BLOCK_BYTES, dtype=torch.uint8)  # freed at once, see there
         self._runs: dict[bytes, Run] = {}
         self._held = 0
@@ -103,16 +106,26 @@ class Population:
         """
         self._forget_if_changed()
         self._resize(self.problem.state.get("evaluator", {}).get("working_set", self._chunks.working_set))
-        values = [
-            self._within_memory(population.pick(numbers), index, repair) for numbers in _slabs(population)
-        ]
+        values = [self._measured(population.pick(numbers), index, repair) for numbers in _slabs(population)]
         return torch.cat(values) if values else torch.empty(0, dtype=torch.float64)
 
-    def _within_memory(self, population: Candidates, index: Tensor, repair: Repair | None) -> Values:
+    def _measured(self, population: Candidates, index: Tensor, repair: Repair | None) -> Values:
+        """Measure one by one what shares nothing with the student, the rest side by side."""
         problem = self.problem
         slab = Slab(
             problem.units, len(population), partial(_differences, population, problem.kept), problem.ranks
         )
+        alone = self._chunks.alone(slab)
+        if len(alone) == 0:
+            return self._within_memory(slab, index, repair)
+        values = torch.empty(len(slab), dtype=torch.float64)
+        values[alone] = self._serial(population.pick(alone.tolist()), index, repair)
+        rest = np.setdiff1d(np.arange(len(slab)), alone).tolist()
+        if rest:
+            values[rest] = self._within_memory(slab.pick(rest), index, repair)
+        return values
+
+    def _within_memory(self, slab: Slab, index: Tensor, repair: Repair | None) -> Values:
         while True:
             try:
                 return self._slab(slab, index, repair)
@@ -148,14 +161,13 @@ class Population:
         keep = self._chunks.weights_of(chunks[sizes[0]]) <= _KEPT_BYTES
         changes: dict[Chunk, dict[int, Change]] = {}
         failure: BaseException | None = None
-        run: tuple[tuple[int, bool], Run] | None = None
+        run: tuple[int, Run] | None = None
         with torch.no_grad(), problem.units.zeroed(problem.kept) as dense:
             for number, chunk in self._own(slab, chunks, sizes):
                 row = table[number]
                 try:
-                    whole = chunk.whole and stacked
-                    if run is None or run[0] != (number, whole):
-                        run = ((number, whole), self._run_on(parts[number], whole, statistics))
+                    if run is None or run[0] != number:
+                        run = (number, self._run_on(parts[number], statistics))
                     if not chunk.layers:  # what differs in nothing that is used is the student itself
                         row[list(chunk.numbers)] = run[1].divergence
                         continue
@@ -178,12 +190,8 @@ class Population:
     def _own(
         self, slab: Slab, chunks: Mapping[int, list[Chunk]], sizes: Sequence[int]
     ) -> Iterator[tuple[int, Chunk]]:
-        """Yield the passes of this rank: the number of the part of the samples, and the chunk.
-
-        What needs the student's run is done part by part, the rest chunk by chunk, for the masks.
-        """
+        """Yield the passes of this rank: the number of the part of the samples, and the chunk."""
         passes = [(n, chunk) for n, size in enumerate(sizes) for chunk in chunks[size]]
-        passes.sort(key=lambda x: (x[1].whole, x[1].numbers if x[1].whole else ()))
         starts = self._chunks.starts(slab)
         before = self._structure.cost_before
         costs = [
@@ -214,11 +222,8 @@ class Population:
         self._runs.clear()
         self._held = 0
 
-    def _run_on(self, part: Tensor, whole: bool, statistics: Mapping[int, Statistics] | None) -> Run:
+    def _run_on(self, part: Tensor, statistics: Mapping[int, Statistics] | None) -> Run:
         """Return the student's run on some samples, from memory where it has been asked for before."""
-        if whole:
-            [batch] = self.problem.pool.take(part, len(part))
-            return Run(batch, self._structure, 0.0)
         key = part.numpy().tobytes() + (b"" if statistics is None else b"repaired")
         if key not in self._runs:
             [batch] = self.problem.pool.take(part, len(part))

@@ -24,9 +24,9 @@ from torch import Tensor, nn
 import de_plugin
 from de_plugin import Problem
 from de_plugin.assess.candidates import Flipped
-from de_plugin.assess.evaluate import Serial
 from de_plugin.assess.population import Population
 from de_plugin.assess.record import record
+from de_plugin.assess.serial import Serial
 from de_plugin.zoo import MODELS, darknet
 
 SPARSITY = 0.5

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from de_plugin.assess import Problem
 from de_plugin.assess.candidates import Flipped, Listed
-from de_plugin.assess.evaluate import Guarded, Serial, evaluator
+from de_plugin.assess.evaluate import Guarded, evaluator
+from de_plugin.assess.serial import Serial
 from de_plugin.errors import ArgumentError, DEWarning
 
 
@@ -192,10 +193,10 @@ def test_the_first_failure_on_the_way_is_the_last() -> None:
     problem = Problem(model, torch.randn(10, 3))
     assert isinstance(evaluator(problem, "auto"), Guarded)
     switch.append(1)
-    given = masks(problem)
+    given = Flipped(problem.kept, (torch.tensor([problem.units.count - 1]),))
     with pytest.warns(DEWarning, match=r"one by one.*\(inner: "):
         found = problem.assess(given, problem.search)
-    assert torch.equal(found, Serial(problem)(Listed(given), problem.search))
+    assert torch.equal(found, Serial(problem)(given, problem.search))
     assert is_serial(problem)  # and warns no more
 
 

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from de_plugin.assess.candidates import Candidates, Flipped, Listed, Made
 from de_plugin.assess.divergence import Score, leaves
-from de_plugin.assess.evaluate import Serial
 from de_plugin.assess.population import Population
 from de_plugin.assess.problem import Problem
+from de_plugin.assess.serial import Serial
 
 pytestmark = [pytest.mark.filterwarnings(f"ignore:{said}") for said in (".*stay dense", "Using padding")]
 CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -170,7 +170,15 @@ def candidates(data: st.DataObject, problem: Problem) -> Candidates:
     random = torch.Generator().manual_seed(data.draw(st.integers(0, 99)))
     units, kept = problem.units, problem.kept
     rows = []
-    kinds = {"some": 0.02, "many": 0.2, "whole": 0.5, "one": 0.0, "layer": 0.3, "nothing": 0.0}
+    kinds = {
+        "some": 0.02,
+        "several": 0.07,
+        "many": 0.2,
+        "whole": 0.5,
+        "one": 0.0,
+        "layer": 0.3,
+        "nothing": 0.0,
+    }
     names = data.draw(st.sampled_from([["whole"], ["one", "nothing"], ["one", "layer"], [*kinds]]))
     for kind in data.draw(st.lists(st.sampled_from(names), min_size=1, max_size=4)):
         flips = torch.rand(units.count, generator=random) < kinds[kind]

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from de_plugin.assess import Problem
 from de_plugin.assess.candidates import Candidates, Flipped, Listed
-from de_plugin.assess.evaluate import Serial
 from de_plugin.assess.population import Population
+from de_plugin.assess.serial import Serial
 
 
 class Net(nn.Module):

@@ -193,7 +193,7 @@ def test_the_first_failure_on_the_way_is_the_last() -> None:
     problem = Problem(model, torch.randn(10, 3))
     assert isinstance(evaluator(problem, "auto"), Guarded)
     switch.append(1)
-    given = Flipped(problem.kept, (torch.tensor([problem.units.count - 1]),))
+    given = Flipped(problem.kept, (torch.tensor([0]),))
     with pytest.warns(DEWarning, match=r"one by one.*\(inner: "):
         found = problem.assess(given, problem.search)
     assert torch.equal(found, Serial(problem)(given, problem.search))

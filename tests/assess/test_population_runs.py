@@ -15,6 +15,7 @@ from de_plugin.assess import Problem
 from de_plugin.assess.candidates import Candidates, Flipped, Listed
 from de_plugin.assess.population import Population
 from de_plugin.assess.serial import Serial
+from de_plugin.errors import DEWarning
 
 
 class Net(nn.Module):
@@ -229,3 +230,49 @@ def test_the_model_stays_bit_for_bit_as_it_is(
         assert {k: v.numpy().tobytes() for k, v in net.state_dict().items()} == before
         assert [p.requires_grad for p in net.parameters()] == flags
         assert all(p.grad is None for p in net.parameters())
+
+
+# -- memory --------------------------------------------------------------------------------------
+
+
+class Narrow(nn.Module):
+    """Finds no room for more than so many samples at once."""
+
+    def __init__(self, most: int, message: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Linear(4, 256), nn.Linear(256, 3)
+        self.most, self.message, self.refused = most, message, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) > self.most:
+            self.refused += 1
+            kind = torch.OutOfMemoryError if "CUDA" in self.message else RuntimeError
+            raise kind(self.message)
+        out: Tensor = self.last(self.first(x).relu())
+        return out
+
+
+@pytest.mark.parametrize("message", ["CUDA out of memory", "DefaultCPUAllocator: can't allocate memory"])
+def test_passes_are_halved_until_they_find_room(message: str) -> None:
+    model = Narrow(600, message).eval()
+    problem = Problem(model, torch.randn(4096, 4), divergence="mse", holdout=0)
+    sets = Flipped(problem.kept, (torch.tensor([5]), torch.tensor([1030])))
+    expected = Serial(problem)(sets, problem.search)
+    found = problem.assess(sets, problem.search)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-9)
+    assert 1 <= model.refused <= 6
+    assert problem.state["evaluator"]["working_set"] < 4 << 20
+    refused = model.refused
+    assert torch.equal(problem.assess(sets, problem.search), found)
+    assert model.refused == refused  # the smaller passes stay
+
+
+def test_where_nothing_finds_room_the_serial_loop_goes_on() -> None:
+    model = Narrow(10**9, "CUDA out of memory").eval()
+    problem = Problem(model, torch.randn(64, 4), divergence="mse", holdout=0, batch_size=8)
+    model.most = 8
+    sets = Flipped(problem.kept, (torch.tensor([5]),))
+    expected = Serial(problem)(sets, problem.search)
+    with pytest.warns(DEWarning, match="one by one"):
+        assert torch.equal(problem.assess(sets, problem.search), expected)

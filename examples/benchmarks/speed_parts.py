@@ -6,7 +6,6 @@ import argparse
 import importlib
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -202,12 +201,17 @@ def _search(model: nn.Module, inputs: Tensor) -> dict[str, Any]:
 
 
 def _peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    """Return the bytes that this program had in memory at most; getrusage counts its parent's as well."""
+    return 1024 * _status("VmHWM")
 
 
 def _resident() -> int:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize()
+    return 1024 * _status("VmRSS")
+
+
+def _status(name: str) -> int:
+    text = Path("/proc/self/status").read_text()
+    return int(text.split(f"{name}:")[1].split()[0])
 
 
 def growth(options: argparse.Namespace) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterable
 
-from torch import Tensor, int64, uint8
+from torch import Tensor, contiguous_format, int64, uint8
 
 _MODULI = (256, 251, 241)
 """Coprime: places that agree modulo all three are 15 million words apart."""
@@ -20,9 +20,10 @@ def fingerprint(tensors: Iterable[Tensor]) -> int:
     """
     result = 0
     for x in tensors:
-        raw = x.detach().cpu().contiguous().reshape(-1).view(uint8)
-        if raw.storage_offset() % 8:
-            raw = raw.clone()
+        flat = x.detach().cpu().contiguous().reshape(-1)
+        if flat.stride(0) != 1 or flat.storage_offset() * flat.element_size() % 8:
+            flat = flat.clone(memory_format=contiguous_format)
+        raw = flat.view(uint8)
         result = zlib.crc32(len(raw).to_bytes(8, "little"), result)
         words = raw[: len(raw) // 8 * 8].view(int64)
         if len(words) < 4 * sum(_MODULI):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -27,6 +27,7 @@ def same(found: Tensor, expected: Tensor) -> None:
     assert not bool((torch.signbit(found) & (found == 0) & (expected == 0) & ~torch.signbit(expected)).any())
 
 
+@settings(deadline=None)
 @given(
     dtype=st.sampled_from(DTYPES),
     candidates=st.integers(1, 3),

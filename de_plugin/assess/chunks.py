@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from copy import copy
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from de_plugin.assess.changes import SCATTERED
 from de_plugin.assess.layers import Layer
-from de_plugin.assess.ranks import Ranks
 from de_plugin.assess.record import Record
+from de_plugin.assess.slab import Slab
 from de_plugin.assess.units import ParameterUnits
-from de_plugin.types import Mask, Masks
 
-_FLOAT, _INDEX = 4, 8
-"""Bytes of a number and of a place."""
+_FLOAT = 4
 _MOST = 64
 """Candidates in one pass at most."""
 _SAMPLES = 4096
@@ -31,85 +27,6 @@ _LAYERS = 2
 """The working sets that the candidates' weights in one layer may take."""
 _RUNS = 8
 """The working sets that one run of the student may take."""
-
-
-class Slab:
-    """What a number of candidates differ in from the student.
-
-    Args:
-        units: what they differ in.
-        count: how many candidates there are.
-        differences: makes the units in which a candidate differs, ascending, or a bool for each unit.
-        ranks: who finds out at first how many they are, a part of the candidates each.
-    """
-
-    def __init__(
-        self, units: ParameterUnits, count: int, differences: Callable[[int], Tensor], ranks: Ranks
-    ) -> None:
-        self._make = differences
-        self._held: dict[int, Tensor] = {}
-        self._units = units
-        self._edges = torch.tensor([*(layer.start for layer in units.layers), units.count])
-        self._known = np.zeros((count, len(units.layers)))
-        for number, owner in enumerate(ranks.shares([1.0] * count)):
-            if owner == ranks.rank:
-                self._differences(number)
-        self.counts: NDArray[np.int64] = ranks.total(torch.from_numpy(self._known)).long().numpy()
-        """How many units of each layer differ, ``(candidates, layers)``."""
-
-    def __len__(self) -> int:
-        """Return the number of candidates."""
-        return len(self.counts)
-
-    def pick(self, numbers: Sequence[int]) -> Slab:
-        """Return some of the candidates, in that order."""
-        some = copy(self)
-        some._make = lambda n: self._make(numbers[n])
-        some._held = {n: self._held[k] for n, k in enumerate(numbers) if k in self._held}
-        some._known, some.counts = self._known[numbers], self.counts[numbers]
-        return some
-
-    def _differences(self, number: int) -> Tensor:
-        """Return a candidate's flips, or where these are many a bool for each unit: what is smaller."""
-        if number not in self._held:
-            found = self._make(number)
-            layers, count = self._units.layers, self._units.count
-            if found.dtype == torch.bool:
-                self._known[number] = [int(found[x.start : x.stop].sum()) for x in layers]
-                if _INDEX * self._known[number].sum() <= count:
-                    found = found.nonzero()[:, 0]
-            else:
-                self._known[number] = torch.searchsorted(found, self._edges).diff().numpy()
-                if _INDEX * len(found) > count:
-                    found = torch.zeros(count, dtype=torch.bool).index_fill_(0, found, True)
-            self._held[number] = found
-        return self._held[number]
-
-    def _flips(self, layer: int, number: int) -> Tensor:
-        held, start = self._differences(number), self._units.layers[layer].start
-        if held.dtype == torch.bool:
-            return held[start : self._units.layers[layer].stop].nonzero()[:, 0]
-        before = int(self.counts[number, :layer].sum())
-        return held[before : before + self.counts[number, layer]] - start
-
-    def flips(self, layer: int, numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Return whose the flips of a layer are, places in `numbers`, and the flips, both ascending."""
-        sizes = torch.from_numpy(self.counts[list(numbers), layer])
-        owner = torch.repeat_interleave(torch.arange(len(sizes)), sizes)
-        return owner, torch.cat([self._flips(layer, n) for n in numbers])
-
-    def rows(self, layer: int, numbers: Sequence[int], kept: Mask) -> Masks:
-        """Return what candidates keep of a layer, ``(candidates, units)``; the student keeps `kept`."""
-        rows = kept.repeat(len(numbers), 1)
-        where = self._units.layers[layer]
-        for row, number in zip(rows, numbers, strict=True):
-            held = self._differences(number)
-            if held.dtype == torch.bool:
-                row ^= held[where.start : where.stop]
-            else:
-                at = self._flips(layer, number)
-                row.scatter_(0, at, ~kept[at])
-        return rows
 
 
 @dataclass(frozen=True)

@@ -18,19 +18,17 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from de_plugin.assess.attention import plain_attention
 from de_plugin.assess.batches import Batch
 from de_plugin.assess.candidates import Candidates
-from de_plugin.assess.changes import Change, Channels, Weights
-from de_plugin.assess.chunks import Chunk, Chunks, Slab
+from de_plugin.assess.changes import Change, Channels
+from de_plugin.assess.chunks import Chunk, Chunks
 from de_plugin.assess.divergence import JS, KL, MSE, Cosine
 from de_plugin.assess.fingerprint import fingerprint
-from de_plugin.assess.granularity import Channel, Weight
-from de_plugin.assess.layers import Layer
 from de_plugin.assess.record import Record, record
 from de_plugin.assess.repair import Repair, SideBySide, Statistics
 from de_plugin.assess.serial import Serial
+from de_plugin.assess.slab import Slab, change, differences, slabs
 from de_plugin.assess.substitute import Substitution
-from de_plugin.assess.units import ParameterUnits
 from de_plugin.assess.vectorised import BatchingError, RoomError, buffers_stay, failures
-from de_plugin.types import Mask, Values
+from de_plugin.types import Values
 
 if TYPE_CHECKING:
     from de_plugin.assess.problem import Problem
@@ -41,9 +39,6 @@ _PASS = 5e7
 """What a pass takes besides, in multiplications."""
 _KEPT_BYTES = 64 << 20
 """The masked weights of all candidates are held over the passes where they take no more than this."""
-_SLAB_BYTES = 128 << 20
-"""What the flips of candidates take at once."""
-
 _BLOCK_BYTES = (32 << 20) - (8 << 10)
 """The largest block whose release makes glibc keep memory of that order for the next request
 (mallopt(3), M_MMAP_THRESHOLD). Otherwise each pass has its memory mapped anew, page by page, which
@@ -106,14 +101,14 @@ class Population:
         """
         self._forget_if_changed()
         self._resize(self.problem.state.get("evaluator", {}).get("working_set", self._chunks.working_set))
-        values = [self._measured(population.pick(numbers), index, repair) for numbers in _slabs(population)]
+        values = [self._measured(population.pick(numbers), index, repair) for numbers in slabs(population)]
         return torch.cat(values) if values else torch.empty(0, dtype=torch.float64)
 
     def _measured(self, population: Candidates, index: Tensor, repair: Repair | None) -> Values:
         """Measure one by one what shares nothing with the student, the rest side by side."""
         problem = self.problem
         slab = Slab(
-            problem.units, len(population), partial(_differences, population, problem.kept), problem.ranks
+            problem.units, len(population), partial(differences, population, problem.kept), problem.ranks
         )
         alone = self._chunks.alone(slab)
         if len(alone) == 0:
@@ -161,6 +156,13 @@ class Population:
         keep = self._chunks.weights_of(chunks[sizes[0]]) <= _KEPT_BYTES
         changes: dict[Chunk, dict[int, Change]] = {}
         failure: BaseException | None = None
+
+        def made(chunk: Chunk) -> dict[int, Change]:
+            return {
+                n: change(problem.units, problem.kept, n, chunk.numbers, slab, dense, keep)
+                for n in chunk.layers
+            }
+
         run: tuple[int, Run] | None = None
         with torch.no_grad(), problem.units.zeroed(problem.kept) as dense:
             for number, chunk in self._own(slab, chunks, sizes):
@@ -172,7 +174,7 @@ class Population:
                         row[list(chunk.numbers)] = run[1].divergence
                         continue
                     if chunk not in changes:
-                        changes[chunk] = {n: self._change(n, chunk, slab, dense, keep) for n in chunk.layers}
+                        changes[chunk] = made(chunk)
                     row[list(chunk.numbers)] = self._measure(chunk, changes[chunk], run[1], statistics)
                 except RoomError as error:
                     failure, row[-2] = error, 1
@@ -260,11 +262,11 @@ class Population:
     ) -> Values:
         problem, batch = self.problem, run.batch
         weights: dict[int, Callable[[], Tensor]] = {}
-        for number, change in changes.items():
+        for number, differing in changes.items():
             layer = problem.units.layers[number]
-            weights[id(layer.parameter)] = change.weights
-            if isinstance(change, Channels) and change.bias is not None:
-                weights[id(layer.bias)] = partial(change.biases, change.bias)
+            weights[id(layer.parameter)] = differing.weights
+            if isinstance(differing, Channels) and differing.bias is not None:
+                weights[id(layer.bias)] = partial(differing.biases, differing.bias)
         start = self._chunks.start(chunk.layers, run.record)
         shape: list[Any] = []
 
@@ -301,70 +303,3 @@ class Population:
             return torch.tensor(rows, dtype=torch.float64)
         values = vmap(lambda x: problem.divergence(outputs(x), batch.teacher, batch.labels))(found)
         return values.double().cpu()
-
-    def _change(
-        self,
-        number: int,
-        chunk: Chunk,
-        slab: Slab,
-        dense: Mapping[int, Tensor],
-        keep: bool,
-    ) -> Change:
-        """Return how a layer differs between the candidates of a chunk."""
-        units = self.problem.units
-        layer = units.layers[number]
-        weight = dense.get(id(layer.parameter), layer.parameter.detach())
-        kept = self.problem.kept[layer.start : layer.stop]
-        rows = partial(slab.rows, number, chunk.numbers, kept)
-        if isinstance(units.granularity, Channel) and len(layer.shape) == layer.parameter.dim():
-            bias = None if layer.bias is None else dense.get(id(layer.bias), layer.bias.detach())
-            return Channels(layer, weight, bias, rows().to(weight.device))
-        count = len(chunk.numbers)
-        size = int(slab.counts[list(chunk.numbers), number].sum()) * layer.parameter.numel() // layer.count
-        flips = partial(slab.flips, number, chunk.numbers)
-        return Weights(
-            layer,
-            weight,
-            lambda: units.expand_layer(layer, rows().to(weight.device)),
-            count,
-            size,
-            partial(_scattered, units, layer, kept, flips, count),
-            keep,
-        )
-
-
-def _differences(population: Candidates, kept: Mask, number: int) -> Tensor:
-    """Return the units in which a candidate differs, or a bool for each where they may be many."""
-    if 8 * population.size(number) < len(kept):
-        return population.flips(number, kept)
-    return population.mask(number) != kept
-
-
-def _slabs(population: Candidates) -> Iterator[list[int]]:
-    """Yield the candidates in runs whose differences find room."""
-    numbers: list[int] = []
-    held = 0
-    for number in range(len(population)):
-        size = 8 * population.size(number)
-        if numbers and held + size > _SLAB_BYTES:
-            yield numbers
-            numbers, held = [], 0
-        numbers.append(number)
-        held += size
-    if numbers:
-        yield numbers
-
-
-def _scattered(
-    units: ParameterUnits, layer: Layer, kept: Mask, flips: Callable[[], tuple[Tensor, Tensor]], count: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the candidate, the canonical position and the sign of every weight that differs, in order."""
-    owner, flipped = flips()
-    signs = 1 - 2 * kept[flipped].int()
-    if isinstance(units.granularity, Weight):
-        return owner, flipped, signs
-    changed = torch.zeros(count, layer.count, dtype=torch.int8)
-    changed[owner, flipped] = signs.to(torch.int8)
-    spread = units.granularity.expand(changed, layer.shape).flatten(1)
-    at = spread.nonzero(as_tuple=True)
-    return at[0], at[1], spread[at].int()

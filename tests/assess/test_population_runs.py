@@ -178,7 +178,7 @@ def test_large_populations_are_looked_at_in_parts(monkeypatch: pytest.MonkeyPatc
     problem = problem_of()
     masks = torch.rand(150, problem.units.count, generator=torch.Generator().manual_seed(2)) > 0.2
     expected = Population(problem)(Listed(masks), problem.search)
-    monkeypatch.setattr("de_plugin.assess.population._SLAB_BYTES", 2000)
+    monkeypatch.setattr("de_plugin.assess.slab._SLAB_BYTES", 2000)
     torch.testing.assert_close(Population(problem)(Listed(masks), problem.search), expected)
     compare(Population(problem), Listed(masks), problem.search)
 

@@ -150,7 +150,7 @@ def _trial(problem: Problem, fast: Population, repair: Repair | None = None) -> 
         if number < len(changes):
             return Flipped(problem.kept, (changes[number],)).mask(0)
         draw = problem.generator(9)
-        return torch.randint(20, (problem.units.count,), dtype=torch.int8, generator=draw) > 0
+        return problem.kept ^ (torch.randint(20, problem.kept.shape, dtype=torch.int8, generator=draw) == 0)
 
     population = Made(tried, tuple(range(len(changes) + 1)), problem.units.count)
     index = problem.search[:1]

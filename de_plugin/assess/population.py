@@ -183,8 +183,10 @@ class Population:
                 if failure is not None:
                     break
         table = problem.ranks.total(table)
-        if bool(table[:, -1].any()):
-            raise failure or BatchingError(RuntimeError("another rank has failed"))
+        if bool(table[:, -1].any()):  # all ranks raise the same, whatever each of them has met
+            if isinstance(failure, BatchingError):
+                raise failure
+            raise BatchingError(RuntimeError("another rank has failed"))
         if bool(table[:, -2].any()):
             raise failure or RoomError("another rank is out of memory")
         return (table[:, :-2] * weights).sum(0) / weights.sum()
@@ -196,11 +198,8 @@ class Population:
         passes = [(n, chunk) for n, size in enumerate(sizes) for chunk in chunks[size]]
         starts = self._chunks.starts(slab)
         before = self._structure.cost_before
-        costs = [
-            _PASS
-            + sizes[n] / self._chunks.samples * sum(before[-1] - before[starts[k]] for k in chunk.numbers)
-            for n, chunk in passes
-        ]
+        cost = [(before[-1] - before[start]) / self._chunks.samples for start in starts]
+        costs = [_PASS + sizes[n] * sum(cost[k] for k in chunk.numbers) for n, chunk in passes]
         ranks = self.problem.ranks
         return compress(passes, (owner == ranks.rank for owner in ranks.shares(costs)))
 

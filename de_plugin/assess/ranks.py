@@ -33,10 +33,6 @@ class Ranks:
         self.rank = dist.get_rank() if active else 0
         self._device = device if active and "nccl" in dist.get_backend() else torch.device("cpu")
 
-    def mine(self, number: int) -> bool:
-        """Tell whether piece `number` of the work is done by this rank."""
-        return number % self.world == self.rank
-
     def total(self, values: Tensor) -> Tensor:
         """Add up what the ranks have found: each entry is nil but on one of them, so nothing is rounded."""
         if self.world == 1:
@@ -105,7 +101,7 @@ class Ranks:
             self.total(torch.zeros(1))
 
     def _from(self, owner: int, value: Tensor) -> Tensor:
-        shared = value.to(self._device).contiguous().clone()
+        shared = value.to(self._device, copy=True, memory_format=torch.contiguous_format)
         self._run(lambda: dist.broadcast(shared, owner))
         return shared.to(value.device)
 

@@ -230,7 +230,9 @@ def _normalised(
     if bias is not None:
         shift = shift + bias
     shape = (1, -1, *([1] * (x.dim() - 2)))
-    return torch.addcmul(shift.to(x.dtype).reshape(shape), x, scale.to(x.dtype).reshape(shape))
+    wide = torch.promote_types(x.dtype, torch.float32)  # half precision would round the shift
+    result = torch.addcmul(shift.to(wide).reshape(shape), x.to(wide), scale.to(wide).reshape(shape))
+    return result.to(x.dtype)
 
 
 class Recorder(Watching):

@@ -138,9 +138,11 @@ def prune(
             budget=budget,
         )
         plan.prepare(problem)
-        mine = identity(problem, plan)
-        problem.ranks.check_equal("arguments", zlib.crc32(json.dumps(mine).encode()))
-        store = None if checkpoint is None else Checkpoint(checkpoint, mine)
+        store = None
+        if checkpoint is not None or problem.ranks.world > 1:
+            mine = identity(problem, plan)
+            problem.ranks.check_equal("arguments", zlib.crc32(json.dumps(mine).encode()))
+            store = None if checkpoint is None else Checkpoint(checkpoint, mine)
         result = Cycles(problem, plan, started, store).run(progress)
         if apply == "none":
             snapshot.restore()

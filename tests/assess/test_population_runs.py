@@ -15,6 +15,7 @@ from de_plugin.assess import Problem
 from de_plugin.assess.candidates import Candidates, Flipped, Listed
 from de_plugin.assess.population import Population
 from de_plugin.assess.serial import Serial
+from de_plugin.assess.vectorised import BatchingError
 from de_plugin.errors import DEWarning
 
 
@@ -276,3 +277,19 @@ def test_where_nothing_finds_room_the_serial_loop_goes_on() -> None:
     expected = Serial(problem)(sets, problem.search)
     with pytest.warns(DEWarning, match="one by one"):
         assert torch.equal(problem.assess(sets, problem.search), expected)
+
+
+def test_a_rank_without_room_gives_up_where_another_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = Problem(Narrow(8, "CUDA out of memory").eval(), torch.randn(8, 4), divergence="mse", holdout=0)
+    fast = Population(problem)
+
+    def total(values: Tensor) -> Tensor:
+        if values.shape[1] == 3:  # one candidate and what has gone wrong, not the counts of its flips
+            values[0, -1] = 1
+        return values
+
+    assert isinstance(problem.model, Narrow)
+    problem.model.most = 0
+    monkeypatch.setattr(problem.ranks, "total", total)
+    with pytest.raises(BatchingError, match="another rank has failed"):
+        fast(Flipped(problem.kept, (torch.tensor([5]),)), problem.search)

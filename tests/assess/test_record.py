@@ -236,3 +236,16 @@ def test_the_weights_inside_attention_are_seen() -> None:
     by_name = {name: found.first[n] for n, (name, _) in enumerate(named)}
     order = ["self_attn.in_proj_weight", "linear1.weight", "linear2.weight"]
     assert [by_name[x] for x in order] == sorted(by_name[x] for x in order)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_batch_norm_gives_what_torch_gives(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(3)
+    for _ in range(5):
+        norm(100 + 3 * torch.randn(16, 3, 4, 4))
+    norm.eval()
+    x = (100 + 3 * torch.randn(4, 3, 4, 4)).to(dtype)
+    with torch.no_grad():
+        found = record(lambda: norm(x), {}, False).outputs
+        torch.testing.assert_close(found, norm(x))

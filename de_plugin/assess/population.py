@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import compress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,7 +23,7 @@ from de_plugin.assess.divergence import JS, KL, MSE, Cosine
 from de_plugin.assess.fingerprint import fingerprint
 from de_plugin.assess.record import Record, record
 from de_plugin.assess.repair import Repair, SideBySide, Statistics
-from de_plugin.assess.serial import Serial
+from de_plugin.assess.serial import Pieces
 from de_plugin.assess.slab import Slab, change, differences, slabs
 from de_plugin.assess.substitute import Substitution
 from de_plugin.assess.vectorised import BatchingError, RoomError, buffers_stay, failures
@@ -39,6 +38,11 @@ _PASS = 5e7
 """What a pass takes besides, in multiplications."""
 _KEPT_BYTES = 64 << 20
 """The masked weights of all candidates are held over the passes where they take no more than this."""
+_EXPECTED = {
+    BatchingError: lambda: BatchingError(RuntimeError("another rank has failed")),
+    RoomError: lambda: RoomError("another rank is out of memory"),
+}
+"""What may go wrong on one rank, the graver first, and what it is on the others."""
 _BLOCK_BYTES = (32 << 20) - (8 << 10)
 """The largest block whose release makes glibc keep memory of that order for the next request
 (mallopt(3), M_MMAP_THRESHOLD). Otherwise each pass has its memory mapped anew, page by page, which
@@ -66,7 +70,6 @@ class Population:
     def __init__(self, problem: Problem, working_set: int = 32 << 20, prefix_bytes: int = 256 << 20) -> None:
         self.problem = problem
         self.prefix_bytes = prefix_bytes
-        self._serial = Serial(problem)
         torch.empty(_BLOCK_BYTES, dtype=torch.uint8)  # freed at once, see there
         self._runs: dict[bytes, Run] = {}
         self._held = 0
@@ -111,19 +114,18 @@ class Population:
             problem.units, len(population), partial(differences, population, problem.kept), problem.ranks
         )
         alone = self._chunks.alone(slab)
-        if len(alone) == 0:
-            return self._within_memory(slab, index, repair)
+        rest = np.setdiff1d(np.arange(len(slab)), alone)
+        pieces = Pieces(problem, population.pick(alone.tolist()), index, repair)
         values = torch.empty(len(slab), dtype=torch.float64)
-        values[alone] = self._serial(population.pick(alone.tolist()), index, repair)
-        rest = np.setdiff1d(np.arange(len(slab)), alone).tolist()
-        if rest:
-            values[rest] = self._within_memory(slab.pick(rest), index, repair)
+        values[alone], values[rest] = self._within_memory(pieces, slab.pick(rest.tolist()), index, repair)
         return values
 
-    def _within_memory(self, slab: Slab, index: Tensor, repair: Repair | None) -> Values:
+    def _within_memory(
+        self, pieces: Pieces, slab: Slab, index: Tensor, repair: Repair | None
+    ) -> tuple[Values, Values]:
         while True:
             try:
-                return self._slab(slab, index, repair)
+                return self._slab(pieces, slab, index, repair)
             except RoomError as error:
                 if self._chunks.working_set < _SMALLEST_BYTES:
                     raise BatchingError(error) from error
@@ -139,69 +141,71 @@ class Population:
         if self.problem.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _slab(self, slab: Slab, index: Tensor, repair: Repair | None) -> Values:
-        """Measure candidates on all parts of the samples; the ranks share the passes out."""
+    def _slab(
+        self, pieces: Pieces, slab: Slab, index: Tensor, repair: Repair | None
+    ) -> tuple[Values, Values]:
+        """Measure some candidates one by one, others side by side; the ranks share the work out.
+
+        Returns:
+            The values of the former and of the latter.
+        """
         problem = self.problem
         stacked = problem.pool.stacked is not None
-        statistics = None if repair is None else self._statistics(repair)
+        statistics = None if repair is None or len(slab) == 0 else self._statistics(repair)
         parts = list(self._chunks.parts(index, slab) if stacked else index.split(1))
         if statistics is not None:  # they are those of all samples together
             parts = [index]
-        table = torch.zeros(len(parts), len(slab) + 2, dtype=torch.float64)
         sizes = [max(map(len, parts))] * len(parts) if stacked else [problem.pool.size(int(p)) for p in index]
         weights = torch.tensor([len(p) for p in parts] if stacked else sizes, dtype=torch.float64)[:, None]
         same = (self._chunks.starts(slab) == len(self._structure.steps)).nonzero()[0]
         student = [Chunk(tuple(same.tolist()), ())] if len(same) else []
         chunks = {size: [*student, *self._chunks.chunks(slab, size)] for size in sorted({*sizes})}
         keep = self._chunks.weights_of(chunks[sizes[0]]) <= _KEPT_BYTES
-        changes: dict[Chunk, dict[int, Change]] = {}
-        failure: BaseException | None = None
+        passes = [(n, chunk) for n, size in enumerate(sizes) for chunk in chunks[size]]
+        mine = self._own(pieces, slab, [(n, sizes[n], chunk) for n, chunk in passes])
 
-        def made(chunk: Chunk) -> dict[int, Change]:
-            return {
-                n: change(problem.units, problem.kept, n, chunk.numbers, slab, dense, keep)
-                for n in chunk.layers
-            }
-
-        run: tuple[int, Run] | None = None
-        with torch.no_grad(), problem.units.zeroed(problem.kept) as dense:
-            for number, chunk in self._own(slab, chunks, sizes):
-                row = table[number]
-                try:
+        def work() -> Tensor:
+            one_by_one = pieces.measure([n for n in mine if n < len(pieces.sizes)])
+            own = [passes[n - len(pieces.sizes)] for n in mine if n >= len(pieces.sizes)]
+            table = torch.zeros(len(parts), len(slab), dtype=torch.float64)
+            changes: dict[Chunk, dict[int, Change]] = {}
+            run: tuple[int, Run] | None = None
+            with torch.no_grad(), problem.units.zeroed(problem.kept) as dense:
+                for number, chunk in own:
+                    row = table[number]
                     if run is None or run[0] != number:
                         run = (number, self._run_on(parts[number], statistics))
                     if not chunk.layers:  # what differs in nothing that is used is the student itself
                         row[list(chunk.numbers)] = run[1].divergence
                         continue
                     if chunk not in changes:
-                        changes[chunk] = made(chunk)
+                        changes[chunk] = {
+                            n: change(problem.units, problem.kept, n, chunk.numbers, slab, dense, keep)
+                            for n in chunk.layers
+                        }
                     row[list(chunk.numbers)] = self._measure(chunk, changes[chunk], run[1], statistics)
-                except RoomError as error:
-                    failure, row[-2] = error, 1
-                except BatchingError as error:
-                    failure, row[-1] = error, 1
-                if failure is not None:
-                    break
-        table = problem.ranks.total(table)
-        if bool(table[:, -1].any()):  # all ranks raise the same, whatever each of them has met
-            if isinstance(failure, BatchingError):
-                raise failure
-            raise BatchingError(RuntimeError("another rank has failed"))
-        if bool(table[:, -2].any()):
-            raise failure or RoomError("another rank is out of memory")
-        return (table[:, :-2] * weights).sum(0) / weights.sum()
+            return torch.cat((one_by_one, table.flatten()))
 
-    def _own(
-        self, slab: Slab, chunks: Mapping[int, list[Chunk]], sizes: Sequence[int]
-    ) -> Iterator[tuple[int, Chunk]]:
-        """Yield the passes of this rank: the number of the part of the samples, and the chunk."""
-        passes = [(n, chunk) for n, size in enumerate(sizes) for chunk in chunks[size]]
+        found = problem.ranks.together(len(pieces.sizes) + len(parts) * len(slab), work, _EXPECTED)
+        table = found[len(pieces.sizes) :].reshape(len(parts), len(slab))
+        return pieces.values(found[: len(pieces.sizes)]), (table * weights).sum(0) / weights.sum()
+
+    def _own(self, pieces: Pieces, slab: Slab, passes: Sequence[tuple[int, int, Chunk]]) -> list[int]:
+        """Return what this rank does: numbers of pieces, and behind them of passes.
+
+        A pass is the number of its part of the samples, how many those are, and the chunk.
+        """
         starts = self._chunks.starts(slab)
-        before = self._structure.cost_before
-        cost = [(before[-1] - before[start]) / self._chunks.samples for start in starts]
-        costs = [_PASS + sizes[n] * sum(cost[k] for k in chunk.numbers) for n, chunk in passes]
+        before = np.array(self._structure.cost_before) / self._chunks.samples
+        cost = before[-1] - before[starts]
+        costs = [_PASS + size * before[-1] for size in pieces.sizes]
+        part = -1
+        for number, size, chunk in passes:
+            run = before[-1] if number != part else 0.0  # the student's own, unless it is remembered
+            costs.append(_PASS + size * (run + cost[list(chunk.numbers)].sum()))
+            part = number
         ranks = self.problem.ranks
-        return compress(passes, (owner == ranks.rank for owner in ranks.shares(costs)))
+        return [n for n, owner in enumerate(ranks.shares(costs)) if owner == ranks.rank]
 
     def _statistics(self, repair: Repair) -> Mapping[int, Statistics]:
         found = repair.statistics(self.problem) if isinstance(repair, SideBySide) else None

@@ -7,7 +7,7 @@ two or three ranks choose the same units bit for bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -48,6 +48,48 @@ class Ranks:
         flag = torch.tensor([int(decision)], device=self._device)
         self._run(lambda: dist.broadcast(flag, 0))
         return bool(flag.item())
+
+    def together(
+        self,
+        size: int,
+        work: Callable[[], Tensor],
+        expected: Mapping[type[Exception], Callable[[], Exception]] | None = None,
+    ) -> Tensor:
+        """Add up what the ranks have found, each entry nil but on one of them; an error stops them all.
+
+        Args:
+            size: of the result.
+            work: returns this rank's part, float64 ``(size,)``.
+            expected: kinds of errors, the graver first, and what the ranks that have met none of the
+                kind raise when another has. Any other kind is graver still, and theirs is a `RankError`.
+
+        Raises:
+            RankError: another rank has raised something unexpected.
+            Exception: what `work` has raised, unless another rank has met something graver.
+        """
+        others = list((expected or {}).values())
+        met: Exception | None = None
+        own = torch.zeros(size, dtype=torch.float64)
+        try:
+            own = work()
+        except Exception as error:  # the others must not wait for this rank
+            met = error
+        flags = torch.zeros(1 + len(others), dtype=torch.float64)
+        kind = -1
+        if met is not None:
+            kind = next((n for n, x in enumerate(expected or (), 1) if isinstance(met, x)), 0)
+            flags[kind] = 1
+        found = self.total(torch.cat((own, flags)))
+        failed = found[size:].nonzero()[:, 0].tolist()
+        if failed and met is not None and failed[0] == kind:
+            raise met
+        if failed:
+            raise (
+                RankError("another rank has failed: see its error")
+                if failed[0] == 0
+                else others[failed[0] - 1]()
+            )
+        return found[:size]
 
     def sum_in_order(self, count: int, part: Callable[[Sequence[int]], list[Tensor]]) -> list[Tensor]:
         """Return the sum of `count` contributions, each computed by one rank.

@@ -7,6 +7,7 @@ attention), so that nothing depends on how the model is written and nothing has 
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from de_plugin.assess.attention import plain_attention
+from de_plugin.assess.changes import TOUCHED
 from de_plugin.assess.repair import Statistics
 
 _PRODUCTS = {
@@ -30,9 +32,9 @@ _PRODUCTS = {
     "multi_head_attention_forward",
 }
 """Functions whose result can stand for the call: what a prefix keeps."""
+_FRESH = {"batch_norm", "linear", *(f"conv{d}d" for d in (1, 2, 3))}
+"""Functions whose result never shares memory with their arguments."""
 _NORM = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
-_TOUCHED = 64
-"""Writing a number takes about as long as so many multiplications."""
 _VALUES = {"T", "mT", "H", "mH", "data"}
 """Attributes of a tensor that give its values again."""
 
@@ -120,6 +122,8 @@ class Step:
         work: multiplications with prunable weights, for all samples.
         numel: numbers in the result.
         filled: the number of the last step that wrote other tensors into the result; -1 for none.
+        spends: the number of the step that made the argument, where nothing else ever reads that: the
+            present step may overwrite it. -1 where it may not.
     """
 
     result: Any
@@ -127,6 +131,7 @@ class Step:
     work: float
     numel: int
     filled: int = -1
+    spends: int = -1
 
     @property
     def overwritten(self) -> bool:
@@ -162,7 +167,7 @@ class Record:
     @property
     def cost_before(self) -> list[float]:
         """About how long what comes before each step takes, and all of it, in multiplications."""
-        return [0.0, *accumulate(step.work + _TOUCHED * step.numel for step in self.steps)]
+        return [0.0, *accumulate(step.work + TOUCHED * step.numel for step in self.steps)]
 
     def work_from(self, start: int) -> float:
         """Return the multiplications of the steps from number `start` on."""
@@ -256,6 +261,8 @@ class Recorder(Watching):
         self._record = record
         self._copy = copy
         self._made: list[list[Tensor]] = []
+        self._fresh: dict[int, int] = {}
+        self._readers: defaultdict[int, list[int]] = defaultdict(list)
 
     def call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Make the call and note what it gave."""
@@ -263,6 +270,8 @@ class Recorder(Watching):
         steps, first = self._record.steps, self._record.first
         for x in used:
             first.setdefault(self._layers[id(x)], len(steps))
+        for place in map(_place, tensors(args, kwargs)):
+            self._readers[place].append(len(steps))
         target = args[0] if args and isinstance(args[0], Tensor) and len(tensors(args, kwargs)) > 1 else None
         before = 0 if target is None else version(target)
         result = channels_last(func, flexible(func, args, kwargs)(*args, **kwargs))
@@ -270,6 +279,8 @@ class Recorder(Watching):
             self._fill(target)
         found = tensors(result)
         self._made.append(found)
+        if getattr(func, "__name__", "") in _FRESH:
+            self._fresh.update((_place(x), len(steps)) for x in found)
         numel = sum(x.numel() for x in found)
         work = float(sum(x.numel() / max(1, x.shape[0]) for x in used) * numel)
         kept = result if found else None
@@ -280,10 +291,23 @@ class Recorder(Watching):
 
     def _fill(self, target: Tensor) -> None:
         """Note for the steps that gave a tensor, or what it is a view of, that the present one fills it."""
-        place = target.untyped_storage().data_ptr()
+        place = _place(target)
         for step, made in zip(self._record.steps, self._made, strict=True):
-            if any(x.untyped_storage().data_ptr() == place for x in made):
+            if any(_place(x) == place for x in made):
                 step.filled = len(self._made)
+
+    def close(self) -> None:
+        """Note which steps are the only readers of what others have made for them."""
+        returned = {_place(x) for x in tensors(self._record.outputs)}
+        for place, maker in self._fresh.items():
+            readers = self._readers[place]
+            if len(readers) == 1 and place not in returned:
+                self._record.steps[readers[0]].spends = maker
+
+
+def _place(x: Tensor) -> int:
+    """Return where a tensor's memory begins: views of one another share it."""
+    return x.untyped_storage().data_ptr() if x.layout == torch.strided else id(x)
 
 
 def copied(result: Any) -> Any:
@@ -299,6 +323,9 @@ def record(
 ) -> Record:
     """Run the student once and return what it did."""
     found = Record()
-    with torch.no_grad(), plain_attention(), Recorder(layers, found, copy, statistics):
+    recorder = Recorder(layers, found, copy, statistics)
+    with torch.no_grad(), plain_attention(), recorder:
         found.outputs = run()
+    if not copy:
+        recorder.close()
     return found

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import nullcontext
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,6 +16,45 @@ from de_plugin.types import Values
 
 if TYPE_CHECKING:
     from de_plugin.assess.problem import Problem
+
+
+class Pieces:
+    """The measuring of candidates one by one, in pieces that ranks can share out: each on one batch.
+
+    Where a repair corrects a candidate first a piece is all its batches, on which the correction is made.
+
+    Attributes:
+        sizes: the samples of each piece; those of a candidate lie side by side.
+    """
+
+    def __init__(
+        self, problem: Problem, population: Candidates, index: Tensor, repair: Repair | None = None
+    ) -> None:
+        self._problem = problem
+        self._population = population
+        self._repair = repair
+        batches = problem.pool.take(index) if len(population) else []
+        self._groups = [[x] for x in batches] if repair is None else [batches]
+        self._samples = [sum(x.size for x in group) for group in self._groups]
+        self.sizes = self._samples * len(population)
+
+    def measure(self, own: Iterable[int]) -> Tensor:
+        """Measure some of the pieces, each zeroed in place, and return all: those left out are nil."""
+        problem, width = self._problem, len(self._groups)
+        table = torch.zeros(len(self.sizes), dtype=torch.float64)
+        for row, pieces in groupby(own, lambda n: n // width):
+            with torch.no_grad(), problem.units.zeroed(self._population.mask(row)):
+                for piece in pieces:
+                    batches = self._groups[piece % width]
+                    corrected = nullcontext() if self._repair is None else self._repair(problem, batches)
+                    with corrected:
+                        table[piece] = float(problem.measure(batches))
+        return table
+
+    def values(self, table: Tensor) -> Values:
+        """Return one divergence a candidate, from all pieces: the mean over samples."""
+        samples = torch.tensor(self._samples, dtype=torch.float64)
+        return (table.reshape(len(self._population), len(self._samples)) * samples).sum(1) / samples.sum()
 
 
 class Serial:
@@ -32,15 +73,14 @@ class Serial:
         return self.problem.pool.batch_size
 
     def __call__(self, population: Candidates, index: Tensor, repair: Repair | None = None) -> Values:
-        """Return one divergence a candidate, each corrected by `repair` first."""
-        problem = self.problem
-        batches = problem.pool.take(index)
-        values = torch.zeros(len(population), dtype=torch.float64)
-        for row, owner in enumerate(problem.ranks.shares([1.0] * len(population))):
-            if owner != problem.ranks.rank:
-                continue
-            kept = population.mask(row)
-            corrected = nullcontext() if repair is None else repair(problem, batches)
-            with torch.no_grad(), problem.units.zeroed(kept), corrected:
-                values[row] = float(problem.measure(batches))
-        return problem.ranks.total(values)
+        """Return one divergence a candidate, each corrected by `repair` first.
+
+        Raises:
+            RankError: another rank has raised what the model raised there.
+        """
+        if len(population) == 0:
+            return torch.empty(0, dtype=torch.float64)
+        pieces, ranks = Pieces(self.problem, population, index, repair), self.problem.ranks
+        owners = ranks.shares(pieces.sizes)
+        mine = [n for n, owner in enumerate(owners) if owner == ranks.rank]
+        return pieces.values(ranks.together(len(owners), lambda: pieces.measure(mine)))

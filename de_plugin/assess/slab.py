@@ -152,7 +152,7 @@ def change(
     rows = partial(slab.rows, number, numbers, kept)
     if isinstance(units.granularity, Channel) and len(layer.shape) == layer.parameter.dim():
         bias = None if layer.bias is None else dense.get(id(layer.bias), layer.bias.detach())
-        return Channels(layer, weight, bias, rows().to(weight.device))
+        return Channels(layer, weight, bias, rows().to(weight.device), kept.to(weight.device))
     count = len(numbers)
     size = int(slab.counts[list(numbers), number].sum()) * layer.parameter.numel() // layer.count
     return Weights(

@@ -83,9 +83,9 @@ def _rank() -> dict[str, Any]:
     started = time.monotonic()
     report = de_plugin.prune(
         model,
-        torch.randn(2048, 1, 28, 28, generator=torch.Generator().manual_seed(0)),
+        torch.randn(2500, 1, 28, 28, generator=torch.Generator().manual_seed(0)),
         0.9,
-        DirectedEvolution(generations=4, samples=1024, swaps=Swaps(rounds=0)),
+        DirectedEvolution(generations=4, swaps=Swaps(rounds=0)),
         schedule=Schedule(1),
     )
     seconds = time.monotonic() - started

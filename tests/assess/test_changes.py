@@ -101,21 +101,32 @@ def test_weights(
 
 
 @settings(deadline=None)
-@given(use=uses(), candidates=st.integers(1, 4), seed=st.integers(0, 99))
+@given(use=uses(), candidates=st.integers(1, 4), order=st.permutations(range(5)), seed=st.integers(0, 99))
 @torch.no_grad()
-def test_channels(use: tuple[nn.Module, Product, Tensor], candidates: int, seed: int) -> None:
+def test_channels(
+    use: tuple[nn.Module, Product, Tensor], candidates: int, order: list[int], seed: int
+) -> None:
     module, product, x = use
     units = ParameterUnits(module, "channel")
     [layer] = units.layers
     dense, bias = layer.parameter.detach(), layer.bias
-    kept = torch.rand(candidates, units.count, generator=torch.Generator().manual_seed(seed)) > 0.4
-    change = Channels(layer, dense, bias, kept)
+    student, *rows = (
+        torch.rand(1 + candidates, units.count, generator=torch.Generator().manual_seed(seed)) > 0.4
+    )
+    kept = torch.stack(rows)
+    change = Channels(layer, dense, bias, kept, student)
     weights = dense * kept.reshape(candidates, -1, *[1] * (dense.dim() - 1))
     biases: list[Tensor | None] = [None] * candidates
     if bias is not None:
         biases = [*(bias * kept)]
         close(change.biases(bias), bias * kept)
     close(change.weights(), weights)
-    close(change.from_one(product, x, None), one_by_one(product, [x] * candidates, weights, biases))
+    expected = one_by_one(product, [x] * candidates, weights, biases)
+    close(change.from_one(product, x, None), expected)
+    own = student.reshape(-1, *[1] * (dense.dim() - 1)) * dense
+    parent = laid_out(product(x, own, None if bias is None else bias * student), order)
+    before = parent.clone()
+    close(change.from_one(product, x, parent), expected)
+    assert torch.equal(parent, before)
     several = torch.stack([x * (n + 1) for n in range(candidates)])
     close(change.from_many(product, several), one_by_one(product, [*several], weights, biases))

@@ -8,7 +8,7 @@ how the model is written.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -148,24 +148,28 @@ def input_energy(problem: Problem, index: Tensor) -> list[Tensor]:
     """Return, for every weight, the mean over samples of the summed squares of the inputs it meets.
 
     The product is linear in the weight, so the sum of squares is a derivative: that of the summed
-    product of squared inputs. One tensor of the parameter's shape a layer.
+    product of squared inputs. One tensor of the parameter's shape a layer; ranks share the samples.
     """
-    total = [
-        torch.zeros_like(layer.parameter, dtype=_wide(layer.parameter)) for layer in problem.units.layers
-    ]
     batches = problem.batches(index)
+    layers = problem.units.layers
 
-    def visit(call: Call) -> None:
-        parameter = problem.units.layers[call.layer].parameter
-        with torch.enable_grad():
-            wide = _wide(parameter)
-            weight = parameter.detach()[call.rows].to(wide, copy=True).requires_grad_(True)
-            squared = call.inputs if call.kind == "embedding" else call.inputs.to(wide).square()
-            (g,) = torch.autograd.grad(call.linear(squared, weight).sum(), weight)
-        total[call.layer][call.rows] += g
+    def part(numbers: Sequence[int]) -> list[Tensor]:
+        total = [torch.zeros_like(x.parameter, dtype=_wide(x.parameter)) for x in layers]
+
+        def visit(call: Call) -> None:
+            parameter = layers[call.layer].parameter
+            with torch.enable_grad():
+                wide = _wide(parameter)
+                weight = parameter.detach()[call.rows].to(wide, copy=True).requires_grad_(True)
+                squared = call.inputs if call.kind == "embedding" else call.inputs.to(wide).square()
+                (g,) = torch.autograd.grad(call.linear(squared, weight).sum(), weight)
+            total[call.layer][call.rows] += g
+
+        observe(problem, [batches[n] for n in numbers], visit)
+        return total
 
     with problem.units.zeroed(problem.kept), problem.repaired(batches):
-        observe(problem, batches, visit)
+        total = problem.ranks.sum_in_order(len(batches), part)
     samples = sum(b.size for b in batches)
     return [t / samples for t in total]
 

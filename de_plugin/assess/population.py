@@ -117,7 +117,8 @@ class Population:
         rest = np.setdiff1d(np.arange(len(slab)), alone)
         pieces = Pieces(problem, population.pick(alone.tolist()), index, repair)
         values = torch.empty(len(slab), dtype=torch.float64)
-        values[alone], values[rest] = self._within_memory(pieces, slab.pick(rest.tolist()), index, repair)
+        slab = slab.pick(rest.tolist())  # what the others differ in is not held any longer
+        values[alone], values[rest] = self._within_memory(pieces, slab, index, repair)
         return values
 
     def _within_memory(

@@ -32,8 +32,10 @@ _PRODUCTS = {
     "multi_head_attention_forward",
 }
 """Functions whose result can stand for the call: what a prefix keeps."""
-_FRESH = {"batch_norm", "linear", *(f"conv{d}d" for d in (1, 2, 3))}
-"""Functions whose result never shares memory with their arguments."""
+_FRESH = {"linear", *(f"conv{d}d" for d in (1, 2, 3))}
+"""Functions whose result never shares memory with their arguments, as a batch norm's doesn't."""
+_SHAPES = {"dim", "size", "numel", "nelement", "ndimension", "is_floating_point", "is_complex", "__len__"}
+"""Functions that don't read the values of a tensor."""
 _NORM = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
 _VALUES = {"T", "mT", "H", "mH", "data"}
 """Attributes of a tensor that give its values again."""
@@ -270,8 +272,10 @@ class Recorder(Watching):
         steps, first = self._record.steps, self._record.first
         for x in used:
             first.setdefault(self._layers[id(x)], len(steps))
-        for place in map(_place, tensors(args, kwargs)):
-            self._readers[place].append(len(steps))
+        name = getattr(func, "__name__", "")
+        if name not in _SHAPES:
+            for place in map(_place, tensors(args, kwargs)):
+                self._readers[place].append(len(steps))
         target = args[0] if args and isinstance(args[0], Tensor) and len(tensors(args, kwargs)) > 1 else None
         before = 0 if target is None else version(target)
         result = channels_last(func, flexible(func, args, kwargs)(*args, **kwargs))
@@ -279,7 +283,7 @@ class Recorder(Watching):
             self._fill(target)
         found = tensors(result)
         self._made.append(found)
-        if getattr(func, "__name__", "") in _FRESH:
+        if name in _FRESH or getattr(func, "func", None) is _normalised:
             self._fresh.update((_place(x), len(steps)) for x in found)
         numel = sum(x.numel() for x in found)
         work = float(sum(x.numel() / max(1, x.shape[0]) for x in used) * numel)

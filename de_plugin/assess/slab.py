@@ -55,8 +55,8 @@ class Slab:
 
     def pick(self, numbers: Sequence[int]) -> Slab:
         """Return some of the candidates, in that order."""
-        some = copy(self)
-        some._make = lambda n: self._make(numbers[n])
+        some, make = copy(self), self._make
+        some._make = lambda n: make(numbers[n])
         some._held = {n: self._held[k] for n, k in enumerate(numbers) if k in self._held}
         some._known, some.counts = self._known[numbers], self.counts[numbers]
         return some

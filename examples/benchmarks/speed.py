@@ -34,11 +34,14 @@ LARGEST = 512
 
 
 def networks(cfg: Path | None, weights: Path | None) -> Iterator[tuple[str, nn.Module, Tensor, int, int]]:
-    """Yield name, network, inputs, candidates and repetitions."""
+    """Yield name, network, inputs, candidates and repetitions; a search takes 2,000 samples by default."""
     torch.manual_seed(0)
-    digits = torch.randn(256, 1, 28, 28)
-    for name in ("lenet300", "lenet5", "resnet"):
-        yield name, MODELS[name]().eval(), digits, 32, 5 if name != "resnet" else 1
+    digits = torch.randn(2000, 1, 28, 28)
+    yield "lenet300", MODELS["lenet300"]().eval(), digits, 32, 5
+    yield "lenet300-256", MODELS["lenet300"]().eval(), digits[:256], 32, 5
+    yield "lenet5", MODELS["lenet5"]().eval(), digits, 32, 1
+    yield "lenet5-256", MODELS["lenet5"]().eval(), digits[:256], 32, 5
+    yield "resnet", MODELS["resnet"]().eval(), digits[:256], 32, 1
     if cfg is not None:
         yield "yolov3-tiny", darknet(cfg, weights).eval(), torch.rand(1, 3, 416, 416), 8, 1
 
@@ -108,6 +111,8 @@ def rows_of(
                 {
                     "network": name,
                     "granularity": granularity,
+                    "samples": len(inputs),
+                    "candidates": count,
                     "layer": layer.name,
                     "evaluator": "population",
                     "evaluations_per_second": count / quick,

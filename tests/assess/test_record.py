@@ -12,13 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from de_plugin import Problem
 from de_plugin.assess.attention import plain_attention
+from de_plugin.assess.candidates import candidates
+from de_plugin.assess.population import Population
 from de_plugin.assess.record import (
     Record,
     flexible,
     record,
     version,
 )
+from de_plugin.assess.serial import Serial
 
 WEIGHT = nn.Parameter(torch.randn(3, 3, generator=torch.Generator().manual_seed(0)))
 Operation = Callable[[Tensor, Tensor], Tensor]
@@ -249,3 +253,55 @@ def test_a_batch_norm_gives_what_torch_gives(dtype: torch.dtype) -> None:
     with torch.no_grad():
         found = record(lambda: norm(x), {}, False).outputs
         torch.testing.assert_close(found, norm(x))
+
+
+class Reads(nn.Module):
+    """A product and a batch norm, and something that reads them."""
+
+    def __init__(self, use: Callable[[Tensor, Tensor], Any]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.norm, self.use = nn.Linear(3, 3), nn.BatchNorm1d(3), use
+
+    def forward(self, x: Tensor) -> Any:
+        product = self.first(x)
+        return self.use(product, self.norm(product))
+
+
+@pytest.mark.parametrize(
+    ("use", "spent"),
+    [
+        (lambda p, n: F.relu(n), True),
+        (lambda p, n: n.relu()[: n.size(0)] + p, True),
+        (lambda p, n: torch.relu(n) + n, False),
+        (lambda p, n: (F.leaky_relu(n, 0.2, False), n), False),
+        (lambda p, n: F.relu(n[:2]), False),
+        (lambda p, n: F.relu(n.view(9)) + n.sum(), False),
+        (lambda p, n: F.relu(p) + n + n.sum(), False),
+        (lambda p, n: F.relu(F.dropout(n, training=False)) + n.mean(), False),
+    ],
+)
+def test_only_what_nothing_else_reads_may_be_overwritten(
+    use: Callable[[Tensor, Tensor], Any], spent: bool
+) -> None:
+    model, x = Reads(use).eval(), torch.randn(3, 3)
+    found = record(lambda: model(x), {}, copy=False)
+    assert any(step.spends > 0 for step in found.steps) == spent
+    assert all(step.spends == -1 for step in record(lambda: model(x), {}, copy=True).steps)
+
+
+@settings(max_examples=50, deadline=None)
+@given(use=st.sampled_from([0, 1, 2, 3]), seed=st.integers(0, 99))
+def test_values_are_right_where_outputs_are_overwritten(use: int, seed: int) -> None:
+    uses: list[Callable[[Tensor, Tensor], Tensor]] = [
+        lambda p, n: F.relu(n) + p,
+        lambda p, n: F.leaky_relu(n, negative_slope=0.3) * p,
+        lambda p, n: torch.relu(n) - n,
+        lambda p, n: F.leaky_relu(n, 0.2, False) + F.relu(input=p),
+    ]
+    model = Reads(uses[use]).eval()
+    problem = Problem(model, torch.randn(5, 3), divergence="mse", holdout=0)
+    masks = torch.rand(4, problem.units.count, generator=torch.Generator().manual_seed(seed)) > 0.5
+    problem.kept = masks[0]
+    found = Population(problem)(candidates(masks), problem.search)
+    torch.testing.assert_close(found, Serial(problem)(candidates(masks), problem.search))

@@ -264,7 +264,8 @@ class Channels:
         if len(back):
             bias = None if self.bias is None else self.bias[back]
             at = 1 if product.dims else parent.dim() - 1
-            parent = parent.index_copy(at, back, product(x, self.dense[back], bias).to(parent.dtype))
+            again = product(x, self.dense[back], bias).to(parent.dtype)
+            parent = parent.clone().index_copy_(at, back, again)  # laid out in memory as it was
         return self._masked(product, parent[None])
 
     def from_many(self, product: Product, x: Tensor) -> Tensor:

@@ -67,7 +67,7 @@ class Population:
         prefix_bytes: bytes of the student's own activations that are kept from one call to the next.
     """
 
-    def __init__(self, problem: Problem, working_set: int = 32 << 20, prefix_bytes: int = 256 << 20) -> None:
+    def __init__(self, problem: Problem, working_set: int = 32 << 20, prefix_bytes: int = 512 << 20) -> None:
         self.problem = problem
         self.prefix_bytes = prefix_bytes
         torch.empty(_BLOCK_BYTES, dtype=torch.uint8)  # freed at once, see there

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
@@ -104,21 +105,25 @@ class Guarded:
         raise error.cause
 
 
-def evaluator(problem: Problem, spec: str) -> Evaluator:
-    """Return the evaluator asked for.
+def evaluator(problem: Problem, spec: str | Callable[[Problem], Evaluator]) -> Evaluator:
+    """Return the evaluator asked for: by name, or what a function makes for the problem.
 
     "auto" measures candidates side by side (`de_plugin.assess.population.Population`) wherever that
     gives what the serial loop gives: each layer is tried once, on a few samples. Ways of computing a layer
     are chosen by counted work, never by a clock, so that the same seed gives the same mask.
 
     Raises:
-        ArgumentError: `spec` is not "auto" or "serial".
+        ArgumentError: `spec` is not "auto", "serial" or a function.
     """
+    if not isinstance(spec, str):
+        if not callable(spec):
+            raise ArgumentError(f"evaluate={spec!r}: expected 'auto', 'serial' or a function of the problem")
+        return spec(problem)
     from de_plugin.assess.population import Population
 
     if spec not in ("auto", "serial"):
         raise ArgumentError(f"evaluate={spec!r}: expected 'auto' or 'serial'")
-    if spec == "serial":
+    if spec == "serial" or not problem.units.side_by_side:
         return Serial(problem)
     try:
         fast = Population(problem)

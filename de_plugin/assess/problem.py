@@ -47,7 +47,9 @@ class Problem:
         holdout: fraction of the samples kept from the search, for the gate.
         memory: bytes for inputs, and again for teacher outputs in memory; more go to a mapped file.
         seed: of every draw.
-        evaluate: "auto" or "serial", see `de_plugin.assess.evaluate`.
+        evaluate: "auto", "serial", or ``fn(problem) -> Evaluator``, see `de_plugin.assess.evaluate`.
+        units: made already, such as `de_plugin.assess.coupled.CoupledUnits` of this very model, instead of
+            `granularity`, `include` and `exclude`.
 
     Raises:
         ModeError: the model is in train mode.
@@ -71,7 +73,8 @@ class Problem:
         holdout: float = 0.1,
         memory: int = 4 << 30,
         seed: int = 0,
-        evaluate: str = "auto",
+        evaluate: str | Callable[[Problem], Evaluator] = "auto",
+        units: ParameterUnits | None = None,
     ) -> None:
         if not 0 <= holdout < 1:
             raise ArgumentError(f"holdout={holdout}: expected a fraction in [0, 1)")
@@ -83,7 +86,11 @@ class Problem:
         self.model = model
         self.forward: Forward = forward or plain_forward
         self.divergence = resolved(divergence)
-        self.units = ParameterUnits(model, granularity, include=include, exclude=exclude)
+        if units is not None and (granularity != "weight" or include or exclude or units.model is not model):
+            raise ArgumentError(
+                "units: stand for granularity, include and exclude, and must be those of `model` itself"
+            )
+        self.units = units or ParameterUnits(model, granularity, include=include, exclude=exclude)
         self.device = self.units.device
         self.ranks = Ranks(self.device)
         self.seed = seed

@@ -5,10 +5,10 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +50,9 @@ class ParameterUnits:
         SelectionError: a pattern matches nothing, nothing is left to prune, or a weight that is selected
             carries a mask of `torch.nn.utils.prune`.
     """
+
+    side_by_side: ClassVar[bool] = True
+    """Whether candidates can be measured side by side."""
 
     def __init__(
         self,
@@ -171,11 +174,14 @@ class ParameterUnits:
 
     def reduce(self, values: Sequence[Tensor]) -> Tensor:
         """Sum one tensor a layer ``(..., *parameter.shape)`` over units: ``(..., units)``."""
-        parts = [
+        return torch.cat(self.parts(values), -1)
+
+    def parts(self, values: Iterable[Tensor]) -> list[Tensor]:
+        """Sum one tensor a layer ``(..., *parameter.shape)`` over the layer's units, one by one."""
+        return [
             self.granularity.reduce(layer.canonical(value), layer.shape)
             for layer, value in zip(self.layers, values, strict=True)
         ]
-        return torch.cat(parts, -1)
 
     def expand(self, units: Tensor) -> list[Tensor]:
         """Spread ``(..., units)`` over weights: one ``(..., *parameter.shape)`` a layer."""

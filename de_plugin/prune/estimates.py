@@ -137,11 +137,10 @@ class _Multiplied:
         """Yield effects ``(samples, units)`` of each layer."""
         units = self._problem.units
         for chunk in sample_gradients(self._problem, self._index, generator):
-            effects = []
-            for layer, g, v in zip(units.layers, chunk, units.values(), strict=True):
-                product = g.mul_(v) if g.is_contiguous() else g * v
-                effects.append(units.granularity.reduce(layer.canonical(product), layer.shape).cpu())
-            yield effects
+            products = (
+                g.mul_(v) if g.is_contiguous() else g * v for g, v in zip(chunk, units.values(), strict=True)
+            )
+            yield [effect.cpu() for effect in units.parts(products)]
 
     def columns(self, chosen: Tensor) -> Tensor:
         """Return the effects of some units, ``(samples, chosen)``."""

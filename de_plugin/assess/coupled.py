@@ -29,7 +29,7 @@ class Tie:
             none. ``arange(n)[:, None]`` are the rows of a matrix, ``arange(n)`` its columns.
     """
 
-    parameter: nn.Parameter
+    parameter: Tensor
     units: Tensor
 
 
@@ -115,12 +115,12 @@ class CoupledUnits(ParameterUnits):
                     "put both into one coupling"
                 )
             stop = start + coupling.count
-            layers[id(free[0])] = _layer(*places[id(free[0])], free[0], start, stop)
+            layers[id(free[0])] = _layer(*places[id(free[0])], start, stop)
             start = stop
         for tie in (t for coupling in self.couplings for t in coupling.ties):
             key = id(tie.parameter)
             if key not in layers:
-                layers[key] = _layer(*places[key], tie.parameter, start, start)
+                layers[key] = _layer(*places[key], start, start)
         return list(layers.values())
 
     @staticmethod
@@ -230,5 +230,8 @@ class CoupledUnits(ParameterUnits):
                 parameter.data.copy_(value)
 
 
-def _layer(name: str, module: nn.Module, own: str, parameter: nn.Parameter, start: int, stop: int) -> Layer:
-    return replace(describe(name, module, own, parameter, start, Weight()), stop=stop)
+def _layer(name: str, module: nn.Module, own: str, start: int, stop: int) -> Layer:
+    parameter = module.get_parameter(own)
+    if parameter.dim() > 1:
+        return replace(describe(name, module, own, parameter, start, Weight()), stop=stop)
+    return Layer(name, module, parameter, None, None, 1, parameter.shape, start, stop)

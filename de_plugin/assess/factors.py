@@ -26,7 +26,9 @@ def linear_factors(problem: Problem, index: Tensor, generator: torch.Generator) 
     """
     layers = problem.units.layers
     divergence = problem.divergence
-    plain = all(type(x.module) is nn.Linear and not x.aliases for x in layers)
+    plain = all(
+        type(x.module) is nn.Linear and x.module.weight is x.parameter and not x.aliases for x in layers
+    )
     if not plain or not isinstance(divergence, Curved) or problem.pool.stacked is None:
         return None
     seen: dict[int, list[tuple[Tensor, Tensor]]] = {n: [] for n in range(len(layers))}

@@ -50,6 +50,7 @@ class Problem:
         evaluate: "auto", "serial", or ``fn(problem) -> Evaluator``, see `de_plugin.assess.evaluate`.
         units: made already, such as `de_plugin.assess.coupled.CoupledUnits` of this very model, instead of
             `granularity`, `include` and `exclude`.
+        teacher: gives the answers instead of `model` itself; in eval mode, on the same device.
 
     Raises:
         ModeError: the model is in train mode.
@@ -75,6 +76,7 @@ class Problem:
         seed: int = 0,
         evaluate: str | Callable[[Problem], Evaluator] = "auto",
         units: ParameterUnits | None = None,
+        teacher: nn.Module | None = None,
     ) -> None:
         if not 0 <= holdout < 1:
             raise ArgumentError(f"holdout={holdout}: expected a fraction in [0, 1)")
@@ -113,7 +115,9 @@ class Problem:
         self._owners: list[object] = []
         self._memory: dict[Any, Any] = {}
         spill = Spill(memory)
-        answered = ask(self.forward, model, batches, samples, batch_size, memory, spill, self.device)
+        if teacher is not None:
+            require_eval(teacher)
+        answered = ask(self.forward, teacher or model, batches, samples, batch_size, memory, spill, self.device)
         self.pool = Pool(answered, batch_size, spill)
         self.search, self.held_back = self._partition(holdout)
         if self.ranks.world > 1:

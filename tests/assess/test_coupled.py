@@ -107,7 +107,7 @@ def test_sums_count_a_weight_for_each_of_its_units() -> None:
         kept[unit] = False
         masks = units.expand(kept)
         twice = values[[x.name for x in units.layers].index("second.weight")]
-        expected = sum(v[~m].sum() for v, m in zip(values, masks, strict=True))
+        expected = torch.stack([v[~m].sum() for v, m in zip(values, masks, strict=True)]).sum()
         expected = expected + (twice[unit, unit].sum() if unit < 6 else 0)
         torch.testing.assert_close(found[unit], expected)
     batched = units.reduce([torch.stack([v, 2 * v]) for v in values])

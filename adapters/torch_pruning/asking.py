@@ -1,0 +1,94 @@
+"""The engine's question about groups of Torch-Pruning, asked without a trace in the user's model."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from de_plugin.assess.coupled import CoupledUnits, Coupling
+from de_plugin.assess.divergence import Divergence
+from de_plugin.assess.evaluate import Evaluator
+from de_plugin.assess.problem import Problem
+from de_plugin.assess.teacher import Forward
+from de_plugin.errors import ArgumentError
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model in eval mode with gradients possible; modes come back."""
+    modes = [(m, m.training) for m in model.modules()]
+    model.eval()
+    try:
+        with torch.enable_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@dataclass(frozen=True)
+class Asking:
+    """What is measured, and on what: all that importances and pruners have in common.
+
+    Attributes:
+        teacher: a copy of the network as it was.
+        batches: calibration data, see `de_plugin.prune`.
+        divergence: between the teacher's outputs and the student's.
+        forward: calls the model.
+        samples: read at most this many.
+        batch_size: samples in a forward pass.
+        holdout: share of the samples that the gate decides on.
+        seed: of every draw.
+    """
+
+    teacher: nn.Module
+    batches: Any
+    divergence: str | Divergence | Callable[[Any, Any], Any] = "kl"
+    forward: Forward | None = None
+    samples: int | None = None
+    batch_size: int = 256
+    holdout: float = 0.1
+    seed: int = 0
+
+    def problem(
+        self,
+        model: nn.Module,
+        couplings: Sequence[Coupling],
+        evaluate: str | Callable[[Problem], Evaluator] = "auto",
+    ) -> Problem:
+        """Return the question what of some couplings can go; the model must be in eval mode."""
+        return Problem(
+            model,
+            self.batches,
+            divergence=self.divergence,
+            forward=self.forward,
+            samples=self.samples,
+            batch_size=self.batch_size,
+            holdout=self.holdout,
+            seed=self.seed,
+            evaluate=evaluate,
+            units=CoupledUnits(model, couplings),
+            teacher=self.teacher,
+        )
+
+
+def teacher_of(model: Any) -> nn.Module:
+    """Return a copy of a model in eval mode, without gradients.
+
+    Raises:
+        ArgumentError: `model` is no module.
+    """
+    if not isinstance(model, nn.Module):
+        raise ArgumentError(f"model={model!r}: expected the torch.nn.Module that is to be pruned")
+    with torch.no_grad():
+        teacher = copy.deepcopy(model).eval()
+    for parameter in teacher.parameters():
+        parameter.grad = None
+        parameter.requires_grad_(False)
+    return teacher

@@ -1,0 +1,80 @@
+"""Options of Torch-Pruning that would make it do nothing, or something else than asked: refused."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch_pruning as tp
+from torch import nn
+
+from de_plugin.adapters.torch_pruning.importance import DEImportance
+from de_plugin.errors import ArgumentError
+
+_OURS = ("criterion", "divergence", "forward", "samples", "batch_size", "holdout", "seed", "match_batchnorm")
+
+
+def check_options(model: Any, who: str, options: Mapping[str, Any], batches: Any, importance: Any) -> None:
+    """Refuse options that cannot work.
+
+    Raises:
+        ArgumentError: an option is unknown, missing, or would be without effect.
+    """
+    if not isinstance(model, nn.Module):
+        raise ArgumentError(f"model={model!r}: expected the torch.nn.Module that is to be pruned")
+    host = getattr(tp.pruner, who.removeprefix("DE"), tp.pruner.BasePruner) if who != "DEPruner" else None
+    known = set(inspect.signature((host or tp.pruner.BasePruner).__init__).parameters) - {"self"}
+    for name in options:
+        if name not in known:
+            raise ArgumentError(
+                f"{who}({name}=...): unknown; the options are {', '.join(sorted(known | {*_OURS}))}"
+            )
+    if batches is None and not isinstance(importance, DEImportance):
+        raise ArgumentError(
+            f"{who}(batches=None): needs calibration data, as in {who}(model, example_inputs, batches)"
+        )
+    if options.get("isomorphic") and not options.get("global_pruning"):
+        raise ArgumentError(
+            "isomorphic=True: without global_pruning=True the host ranks nothing across groups; give both"
+        )
+    ratio = options.get("pruning_ratio", 0.5)
+    highest = options.get("max_pruning_ratio", 1.0)
+    if not 0 <= ratio <= 1:
+        raise ArgumentError(f"pruning_ratio={ratio}: expected a fraction in [0, 1]")
+    if ratio == 1 and highest == 1:
+        raise ArgumentError(
+            "pruning_ratio=1.0: the host skips groups that would lose every channel and so prunes nothing; "
+            "give a ratio below 1, or max_pruning_ratio below 1"
+        )
+    if options.get("head_pruning_ratio") and options.get("prune_num_heads") and not ratio:
+        raise ArgumentError(
+            f"head_pruning_ratio={options['head_pruning_ratio']} with pruning_ratio=0: heads go "
+            "along with channels only; give a pruning_ratio above 0, and ignored_layers for the rest"
+        )
+    _check_rounding(model, options)
+    _check_unwrapped(options.get("unwrapped_parameters"))
+
+
+def _check_rounding(model: nn.Module, options: Mapping[str, Any]) -> None:
+    step = options.get("round_to")
+    if not step:
+        return
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.conv._ConvNd) and 1 < module.groups == step < module.out_channels:
+            raise ArgumentError(
+                f"round_to={step}: equals the groups of {name!r}, where the host then prunes nothing; take a "
+                f"multiple such as {2 * step}, or ignore that layer"
+            )
+
+
+def _check_unwrapped(given: Any) -> None:
+    if given is None:
+        return
+    pairs = given.items() if isinstance(given, Mapping) else given
+    for pair in pairs:
+        if not (isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[0], nn.Parameter)):
+            raise ArgumentError(
+                f"unwrapped_parameters={given!r}: expected a list of (parameter, dimension), as in "
+                "[(model.pos_embed, 2)]"
+            )

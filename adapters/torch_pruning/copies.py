@@ -1,0 +1,100 @@
+"""Measuring candidates on really pruned copies, where zeroing channels is not what removing them is."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from de_plugin.adapters.torch_pruning.entries import Entry
+from de_plugin.adapters.torch_pruning.ties import owners
+from de_plugin.assess.candidates import Candidates
+from de_plugin.assess.problem import Problem
+from de_plugin.assess.repair import Repair
+from de_plugin.types import Values
+
+
+class Copies:
+    """Measures each candidate on a copy of the model from which its channels are removed.
+
+    Args:
+        problem: whose student is asked; its repair is left out.
+        found: the groups, in the order of the problem's couplings.
+    """
+
+    def __init__(self, problem: Problem, found: list[Entry]) -> None:
+        self.problem = problem
+        self._plan = plan(problem.model, found)
+
+    @property
+    def samples(self) -> int:
+        """The samples of a batch."""
+        return self.problem.pool.batch_size
+
+    def __call__(self, population: Candidates, index: Tensor, repair: Repair | None = None) -> Values:
+        """Return one divergence a candidate."""
+        problem, ranks = self.problem, self.problem.ranks
+        batches = problem.pool.take(index)
+        mine = [n for n, rank in enumerate(ranks.shares([1.0] * len(population))) if rank == ranks.rank]
+
+        def work() -> Tensor:
+            values = torch.zeros(len(population), dtype=torch.float64)
+            for row in mine:
+                model = removed(problem.model, self._plan, population.mask(row))
+                total = torch.zeros((), dtype=torch.float64)
+                with torch.no_grad():
+                    for batch in batches:
+                        outputs = problem.forward(model, batch.inputs)
+                        value = problem.divergence(outputs, batch.teacher, batch.labels)
+                        total += float(value) * batch.size
+                values[row] = total / sum(batch.size for batch in batches)
+            return values
+
+        return ranks.together(len(population), work)
+
+
+Plan = list[tuple[str, Any, Tensor, Tensor]]
+"""Full name of a module or parameter, pruning function, channels, and the unit that each belongs to."""
+
+
+def plan(model: nn.Module, found: list[Entry]) -> Plan:
+    """Return how to remove the units of some groups from a copy of their model."""
+    modules = {id(m): name for name, m in model.named_modules()}
+    parameters = {id(p): name for name, p in model.named_parameters()}
+    merged: dict[tuple[str, str], tuple[Any, list[Tensor], list[Tensor]]] = {}
+    start = 0
+    for entry in found:
+        for dep, channels, units in owners(entry.group, entry.parts):
+            target = dep.target.module
+            name = modules.get(id(target)) or parameters.get(id(target))
+            if name is None:
+                continue
+            if entry.heads:
+                width = len(entry.group[0].idxs) // entry.heads
+                units = torch.where(units < 0, -1, units // width)
+            known = merged.setdefault((name, dep.handler.__name__), (dep, [], []))
+            known[1].append(channels)
+            known[2].append(torch.where(units < 0, -1, units + start))
+        start += entry.coupling.count
+    return [(name, dep, torch.cat(c), torch.cat(u)) for (name, _), (dep, c, u) in merged.items()]
+
+
+def removed(model: nn.Module, plan: Plan, kept: Tensor) -> nn.Module:
+    """Return a copy of a model without the channels whose units are not kept."""
+    with torch.no_grad():
+        result = copy.deepcopy(model)
+        for name, dep, channels, units in plan:
+            gone = channels[(units >= 0) & ~kept[units.clamp_min(0)]].unique().tolist()
+            if not gone:
+                continue
+            owner = copy.copy(dep.handler.__self__)
+            owner.pruning_dim = dep.target.pruning_dim
+            path, _, own = name.rpartition(".")
+            if isinstance(dep.target.module, nn.Parameter):
+                parent = result.get_submodule(path)
+                setattr(parent, own, getattr(owner, dep.handler.__name__)(getattr(parent, own), gone))
+            else:
+                getattr(owner, dep.handler.__name__)(result.get_submodule(name), gone)
+    return result

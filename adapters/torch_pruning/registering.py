@@ -1,0 +1,46 @@
+"""Offering Directed Evolution under the host's own names, on request."""
+
+from __future__ import annotations
+
+import torch_pruning as tp
+
+from de_plugin.adapters.torch_pruning.importance import DEImportance
+from de_plugin.adapters.torch_pruning.pruner import (
+    DEBNScalePruner,
+    DEGroupNormPruner,
+    DEGrowingRegPruner,
+    DEPruner,
+)
+from de_plugin.errors import ArgumentError
+
+_OFFERED = {
+    "DEImportance": (tp.importance, DEImportance),
+    **{
+        cls.__name__: (tp.pruner, cls)
+        for cls in (DEPruner, DEBNScalePruner, DEGroupNormPruner, DEGrowingRegPruner)
+    },
+}
+
+
+def register() -> None:
+    """Make `tp.importance.DEImportance` and `tp.pruner.DEPruner` (and its kin) exist, until `unregister`.
+
+    Doing so twice is doing so once.
+
+    Raises:
+        ArgumentError: the host has something else under one of these names; nothing is changed.
+    """
+    for name, (place, cls) in _OFFERED.items():
+        if getattr(place, name, cls) is not cls:
+            raise ArgumentError(
+                f"register(): {place.__name__}.{name} is {getattr(place, name)!r} already; remove that first"
+            )
+    for name, (place, cls) in _OFFERED.items():
+        setattr(place, name, cls)
+
+
+def unregister() -> None:
+    """Take the names back; without effect where they are not ours."""
+    for name, (place, cls) in _OFFERED.items():
+        if getattr(place, name, None) is cls:
+            delattr(place, name)

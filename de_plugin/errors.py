@@ -31,6 +31,10 @@ class ModeError(DEError, RuntimeError):
     """The model is in a mode in which its outputs are not a function of its inputs."""
 
 
+class StructureError(DEError, RuntimeError):
+    """The model's forward cannot be followed, or channels cannot be taken out of it."""
+
+
 class GradientError(DEError, RuntimeError):
     """A criterion needs a gradient and the divergence or the model has none."""
 

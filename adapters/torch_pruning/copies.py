@@ -52,7 +52,7 @@ class Copies:
                 values[row] = total / sum(batch.size for batch in batches)
             return values
 
-        return ranks.together(len(population), work)
+        return ranks.run_shared(len(population), work)
 
 
 Plan = list[tuple[str, Any, Tensor, Tensor]]

@@ -148,7 +148,7 @@ def input_energy(problem: Problem, index: Tensor) -> list[Tensor]:
     """Return, for every weight, the mean over samples of the summed squares of the inputs it meets.
 
     The product is linear in the weight, so the sum of squares is a derivative: that of the summed
-    product of squared inputs. One tensor of the parameter's shape a layer; ranks share the samples.
+    product of squared inputs. One tensor of the parameter's shape a layer; ranks share the batches.
     """
     batches = problem.batches(index)
     layers = problem.units.layers

@@ -23,6 +23,8 @@ _SAMPLES = 4096
 """Samples in one pass at most."""
 _FEWEST = 16
 """Samples in one pass at least, where the student's own run on them finds room."""
+_LITTLE = 0.1
+"""A share of the student's run that is not worth the detour."""
 _LAYERS = 2
 """The working sets that the candidates' weights in one layer may take."""
 _RUNS = 8
@@ -77,13 +79,15 @@ class Chunks:
     def alone(self, slab: Slab) -> NDArray[np.int64]:
         """Return the candidates with which nothing is gained side by side.
 
-        They leave nothing of the student's run, or together less than the run itself takes.
+        They differ densely from a layer near the beginning on, or share less with the student, all of
+        them together, than its own run takes.
         """
         dense = SCATTERED * slab.counts.sum(1) > self.units.count
-        starts, before = self.starts(slab), np.array(self.structure.cost_before)
-        if dense.all() and before[starts].sum() < before[-1]:
+        before = np.array(self.structure.cost_before)
+        shared = before[self.starts(slab)]
+        if dense.all() and shared.sum() < before[-1]:
             return np.arange(len(slab))
-        return np.flatnonzero(dense & (starts == self._first.min()))
+        return np.flatnonzero(dense & (shared <= _LITTLE * before[-1]))
 
     def one_pass(self) -> int:
         """Return how many samples of one candidate the working set holds, all activations counted."""

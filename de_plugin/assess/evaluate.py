@@ -74,7 +74,8 @@ class Guarded:
         except BatchingError as error:
             values = self._serial(population, index, repair)  # what is wrong anyway is raised here
             self._raise_if_gone(error, population, index, repair)
-            self._give_up(way, reason(self.problem.model, error.cause))
+            alone = self.problem.ranks.world == 1  # the ranks remember the same, whatever each has met
+            self._give_up(way, reason(self.problem.model, error.cause) if alone else "it failed on a rank")
             return values
 
     def _try(self, repair: Repair) -> bool:
@@ -161,7 +162,8 @@ def _trial(problem: Problem, fast: Population, repair: Repair | None = None) -> 
     index = problem.search[:1]
     if problem.pool.stacked is not None:
         index = problem.search[: 2 if repair is None else _REPAIRED]
-    expected, found = Serial(problem)(population, index, repair), fast(population, index, repair)
+    expected = Serial(problem)(population, index, repair)
+    found = fast.side_by_side(population, index, repair)
     precision = max(torch.finfo(layer.parameter.dtype).eps for layer in problem.units.layers)
     if isinstance(problem.forward, Autocast):
         precision = torch.finfo(problem.forward.dtype).eps

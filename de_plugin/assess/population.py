@@ -21,7 +21,8 @@ from de_plugin.assess.changes import Change, Channels
 from de_plugin.assess.chunks import Chunk, Chunks
 from de_plugin.assess.divergence import JS, KL, MSE, Cosine
 from de_plugin.assess.fingerprint import fingerprint
-from de_plugin.assess.record import Record, record
+from de_plugin.assess.record import Record
+from de_plugin.assess.recorder import may_overwrite, record
 from de_plugin.assess.repair import Repair, SideBySide, Statistics
 from de_plugin.assess.serial import Pieces
 from de_plugin.assess.slab import Slab, change, differences, slabs
@@ -76,6 +77,7 @@ class Population:
         self._state = -1
         self._layers = {id(x.parameter): n for n, x in enumerate(problem.units.layers)}
         self._in_place = False
+        self._overwriting: dict[tuple[int, ...], bool] = {}
         [batch] = problem.pool.take(problem.search[:1])
         self._structure = self._record(batch)
         for step in self._structure.steps:
@@ -102,18 +104,35 @@ class Population:
         Raises:
             BatchingError: the model cannot be run for many candidates at once, or not with that repair.
         """
+        return self._in_slabs(population, index, repair, self._chunks.alone)
+
+    def side_by_side(self, population: Candidates, index: Tensor, repair: Repair | None = None) -> Values:
+        """Return one divergence a candidate, all measured side by side, whether that is faster or not.
+
+        Raises:
+            BatchingError: as above.
+        """
+        return self._in_slabs(population, index, repair, lambda _: np.empty(0, dtype=np.int64))
+
+    def _in_slabs(
+        self, population: Candidates, index: Tensor, repair: Repair | None, alone: Callable[[Slab], Any]
+    ) -> Values:
         self._forget_if_changed()
         self._resize(self.problem.state.get("evaluator", {}).get("working_set", self._chunks.working_set))
-        values = [self._measured(population.pick(numbers), index, repair) for numbers in slabs(population)]
+        values = [
+            self._measured(population.pick(numbers), index, repair, alone) for numbers in slabs(population)
+        ]
         return torch.cat(values) if values else torch.empty(0, dtype=torch.float64)
 
-    def _measured(self, population: Candidates, index: Tensor, repair: Repair | None) -> Values:
-        """Measure one by one what shares nothing with the student, the rest side by side."""
+    def _measured(
+        self, population: Candidates, index: Tensor, repair: Repair | None, choose: Callable[[Slab], Any]
+    ) -> Values:
+        """Measure one by one what `choose` names, the rest side by side."""
         problem = self.problem
         slab = Slab(
             problem.units, len(population), partial(differences, population, problem.kept), problem.ranks
         )
-        alone = self._chunks.alone(slab)
+        alone = choose(slab)
         rest = np.setdiff1d(np.arange(len(slab)), alone)
         pieces = Pieces(problem, population.pick(alone.tolist()), index, repair)
         values = torch.empty(len(slab), dtype=torch.float64)
@@ -126,12 +145,12 @@ class Population:
     ) -> tuple[Values, Values]:
         while True:
             try:
-                return self._slab(pieces, slab, index, repair)
+                return self._measured_together(pieces, slab, index, repair)
             except RoomError as error:
                 if self._chunks.working_set < _SMALLEST_BYTES:
-                    raise BatchingError(error) from error
-                self._resize(self._chunks.working_set // 2)
-                self.problem.state_of("evaluator")["working_set"] = self._chunks.working_set
+                    raise BatchingError(RuntimeError(str(error))) from None
+            self._resize(self._chunks.working_set // 2)  # the error is gone, and what it held of memory
+            self.problem.state_of("evaluator")["working_set"] = self._chunks.working_set
 
     def _resize(self, working_set: int) -> None:
         """Take passes of another size from now on."""
@@ -142,7 +161,7 @@ class Population:
         if self.problem.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _slab(
+    def _measured_together(
         self, pieces: Pieces, slab: Slab, index: Tensor, repair: Repair | None
     ) -> tuple[Values, Values]:
         """Measure some candidates one by one, others side by side; the ranks share the work out.
@@ -166,7 +185,6 @@ class Population:
         mine = self._own(pieces, slab, [(n, sizes[n], chunk) for n, chunk in passes])
 
         def work() -> Tensor:
-            one_by_one = pieces.measure([n for n in mine if n < len(pieces.sizes)])
             own = [passes[n - len(pieces.sizes)] for n in mine if n >= len(pieces.sizes)]
             table = torch.zeros(len(parts), len(slab), dtype=torch.float64)
             changes: dict[Chunk, dict[int, Change]] = {}
@@ -185,9 +203,10 @@ class Population:
                             for n in chunk.layers
                         }
                     row[list(chunk.numbers)] = self._measure(chunk, changes[chunk], run[1], statistics)
-            return torch.cat((one_by_one, table.flatten()))
+            # These come last: a pass that finds no room is found out before they are measured in vain.
+            return torch.cat((pieces.measure([n for n in mine if n < len(pieces.sizes)]), table.flatten()))
 
-        found = problem.ranks.together(len(pieces.sizes) + len(parts) * len(slab), work, _EXPECTED)
+        found = problem.ranks.run_shared(len(pieces.sizes) + len(parts) * len(slab), work, _EXPECTED)
         table = found[len(pieces.sizes) :].reshape(len(parts), len(slab))
         return pieces.values(found[: len(pieces.sizes)]), (table * weights).sum(0) / weights.sum()
 
@@ -250,7 +269,25 @@ class Population:
             if not self._in_place and run.in_place:
                 self._in_place = True
                 run = record(call, self._layers, True, statistics)
+            self._check_overwriting(call, run, statistics)
         return run
+
+    def _check_overwriting(
+        self, call: Callable[[], Any], run: Record, statistics: Mapping[int, Statistics] | None
+    ) -> None:
+        """Take back what the record allows to be overwritten where the student then gives something else.
+
+        It is tried once for each way that the student takes; where every sample may take another, nothing
+        is overwritten.
+        """
+        way = tuple(step.spends for step in run.steps)
+        if max(way, default=-1) < 0:
+            return
+        if self.problem.pool.stacked is not None and way not in self._overwriting:
+            self._overwriting[way] = may_overwrite(call, self._layers, run, statistics)
+        if not self._overwriting.get(way, False):
+            for step in run.steps:
+                step.spends = -1
 
     def _divergence(self, outputs: Any, batch: Batch) -> float:
         return float(self.problem.divergence(outputs, batch.teacher, batch.labels))

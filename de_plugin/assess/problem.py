@@ -117,7 +117,9 @@ class Problem:
         spill = Spill(memory)
         if teacher is not None:
             require_eval(teacher)
-        answered = ask(self.forward, teacher or model, batches, samples, batch_size, memory, spill, self.device)
+        answered = ask(
+            self.forward, teacher or model, batches, samples, batch_size, memory, spill, self.device
+        )
         self.pool = Pool(answered, batch_size, spill)
         self.search, self.held_back = self._partition(holdout)
         if self.ranks.world > 1:

@@ -49,7 +49,7 @@ class Ranks:
         self._run(lambda: dist.broadcast(flag, 0))
         return bool(flag.item())
 
-    def together(
+    def run_shared(
         self,
         size: int,
         work: Callable[[], Tensor],
@@ -67,28 +67,29 @@ class Ranks:
             RankError: another rank has raised something unexpected.
             Exception: what `work` has raised, unless another rank has met something graver.
         """
-        others = list((expected or {}).values())
+        kinds = dict(expected or {})
         met: Exception | None = None
         own = torch.zeros(size, dtype=torch.float64)
         try:
             own = work()
         except Exception as error:  # the others must not wait for this rank
             met = error
-        flags = torch.zeros(1 + len(others), dtype=torch.float64)
-        kind = -1
-        if met is not None:
-            kind = next((n for n, x in enumerate(expected or (), 1) if isinstance(met, x)), 0)
-            flags[kind] = 1
-        found = self.total(torch.cat((own, flags)))
-        failed = found[size:].nonzero()[:, 0].tolist()
-        if failed and met is not None and failed[0] == kind:
-            raise met
-        if failed:
-            raise (
-                RankError("another rank has failed: see its error")
-                if failed[0] == 0
-                else others[failed[0] - 1]()
-            )
+        try:
+            flags = torch.zeros(1 + len(kinds), dtype=torch.float64)
+            kind = -1
+            if met is not None:
+                kind = next((n for n, x in enumerate(kinds, 1) if isinstance(met, x)), 0)
+                flags[kind] = 1
+            found = self.total(torch.cat((own, flags)))
+            failed = found[size:].nonzero()[:, 0].tolist()
+            if failed and met is not None and failed[0] == kind:
+                raise met
+            if failed and failed[0]:
+                raise list(kinds.values())[failed[0] - 1]()
+            if failed:
+                raise RankError("another rank has failed: see its error")
+        finally:
+            del met  # its traceback holds this frame, and with it what the work held
         return found[:size]
 
     def sum_in_order(self, count: int, part: Callable[[Sequence[int]], list[Tensor]]) -> list[Tensor]:
@@ -98,12 +99,22 @@ class Ranks:
             count: how many there are.
             part: returns the sum of some of them, float tensors of the same shapes each time; for none
                 of them, zeros.
+
+        Raises:
+            RankError: `part` has raised something on another rank.
         """
         groups = [range(count)[n::_GROUPS] for n in range(min(_GROUPS, count))]
         total: list[Tensor] | None = None
         for first in range(0, len(groups), self.world):  # each rank is busy with one, then they are told
             rank_groups = groups[first : first + self.world]
-            own = part(rank_groups[self.rank] if self.rank < len(rank_groups) else ())
+            mine = rank_groups[self.rank] if self.rank < len(rank_groups) else ()
+            own: list[Tensor] = []
+
+            def work(mine: Sequence[int] = mine, own: list[Tensor] = own) -> Tensor:
+                own.extend(part(mine))
+                return torch.empty(0, dtype=torch.float64)
+
+            self.run_shared(0, work)
             for owner in range(len(rank_groups)):
                 found = own if self.world == 1 else [self._from(owner, x) for x in own]
                 total = found if total is None else [a + b for a, b in zip(total, found, strict=True)]

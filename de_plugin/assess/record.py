@@ -7,7 +7,6 @@ attention), so that nothing depends on how the model is written and nothing has 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,7 +18,6 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
-from de_plugin.assess.attention import plain_attention
 from de_plugin.assess.changes import TOUCHED
 from de_plugin.assess.repair import Statistics
 
@@ -32,10 +30,6 @@ _PRODUCTS = {
     "multi_head_attention_forward",
 }
 """Functions whose result can stand for the call: what a prefix keeps."""
-_FRESH = {"linear", *(f"conv{d}d" for d in (1, 2, 3))}
-"""Functions whose result never shares memory with their arguments, as a batch norm's doesn't."""
-_SHAPES = {"dim", "size", "numel", "nelement", "ndimension", "is_floating_point", "is_complex", "__len__"}
-"""Functions that don't read the values of a tensor."""
 _NORM = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
 _VALUES = {"T", "mT", "H", "mH", "data"}
 """Attributes of a tensor that give its values again."""
@@ -124,8 +118,8 @@ class Step:
         work: multiplications with prunable weights, for all samples.
         numel: numbers in the result.
         filled: the number of the last step that wrote other tensors into the result; -1 for none.
-        spends: the number of the step that made the argument, where nothing else ever reads that: the
-            present step may overwrite it. -1 where it may not.
+        spends: the number of the step that made the memory of the first argument, where no other step
+            reads that: the present one may overwrite it. -1 where it may not.
     """
 
     result: Any
@@ -203,7 +197,7 @@ class Watching(TorchFunctionMode):
             given = {**dict(zip(_NORM, args, strict=False)), **kwargs}
             statistics = self._statistics.get(id(given.get("running_mean")))
             if statistics is not None or not given.get("training", False):
-                return self.call(partial(_normalised, statistics), (given.pop("input"),), given)
+                return self.call(partial(normalised, statistics), (given.pop("input"),), given)
         return self.call(func, args, kwargs)
 
     @abstractmethod
@@ -215,7 +209,7 @@ class Watching(TorchFunctionMode):
         return [x for x in tensors(args, kwargs) if id(x) in self._layers]
 
 
-def _normalised(
+def normalised(
     statistics: Statistics | None,
     x: Tensor,
     running_mean: Tensor,
@@ -242,94 +236,6 @@ def _normalised(
     return result.to(x.dtype)
 
 
-class Recorder(Watching):
-    """Fills a record.
-
-    Args:
-        layers: the layer of each prunable parameter, by ``id``.
-        record: what is filled.
-        copy: keep copies, and of products with prunable weights alone: for models that work in place.
-        statistics: as in `Watching`.
-    """
-
-    def __init__(
-        self,
-        layers: Mapping[int, int],
-        record: Record,
-        copy: bool,
-        statistics: Mapping[int, Statistics] | None = None,
-    ) -> None:
-        super().__init__(layers, statistics)
-        self._record = record
-        self._copy = copy
-        self._made: list[list[Tensor]] = []
-        self._fresh: dict[int, int] = {}
-        self._readers: defaultdict[int, list[int]] = defaultdict(list)
-
-    def call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Make the call and note what it gave."""
-        used = self.used(args, kwargs)
-        steps, first = self._record.steps, self._record.first
-        for x in used:
-            first.setdefault(self._layers[id(x)], len(steps))
-        name = getattr(func, "__name__", "")
-        if name not in _SHAPES:
-            for place in map(_place, tensors(args, kwargs)):
-                self._readers[place].append(len(steps))
-        target = args[0] if args and isinstance(args[0], Tensor) and len(tensors(args, kwargs)) > 1 else None
-        before = 0 if target is None else version(target)
-        result = channels_last(func, flexible(func, args, kwargs)(*args, **kwargs))
-        if target is not None and version(target) != before:
-            self._fill(target)
-        found = tensors(result)
-        self._made.append(found)
-        if name in _FRESH or getattr(func, "func", None) is _normalised:
-            self._fresh.update((_place(x), len(steps)) for x in found)
-        numel = sum(x.numel() for x in found)
-        work = float(sum(x.numel() / max(1, x.shape[0]) for x in used) * numel)
-        kept = result if found else None
-        if self._copy:
-            kept = copied(result) if used and is_product(func) else None
-        steps.append(Step(kept, tuple(version(x) for x in tensors(kept)), work, numel))
-        return result
-
-    def _fill(self, target: Tensor) -> None:
-        """Note for the steps that gave a tensor, or what it is a view of, that the present one fills it."""
-        place = _place(target)
-        for step, made in zip(self._record.steps, self._made, strict=True):
-            if any(_place(x) == place for x in made):
-                step.filled = len(self._made)
-
-    def close(self) -> None:
-        """Note which steps are the only readers of what others have made for them."""
-        returned = {_place(x) for x in tensors(self._record.outputs)}
-        for place, maker in self._fresh.items():
-            readers = self._readers[place]
-            if len(readers) == 1 and place not in returned:
-                self._record.steps[readers[0]].spends = maker
-
-
-def _place(x: Tensor) -> int:
-    """Return where a tensor's memory begins: views of one another share it."""
-    return x.untyped_storage().data_ptr() if x.layout == torch.strided else id(x)
-
-
 def copied(result: Any) -> Any:
     """Return a copy of a function's result."""
     return tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, result)
-
-
-def record(
-    run: Callable[[], Any],
-    layers: Mapping[int, int],
-    copy: bool,
-    statistics: Mapping[int, Statistics] | None = None,
-) -> Record:
-    """Run the student once and return what it did."""
-    found = Record()
-    recorder = Recorder(layers, found, copy, statistics)
-    with torch.no_grad(), plain_attention(), recorder:
-        found.outputs = run()
-    if not copy:
-        recorder.close()
-    return found

@@ -33,22 +33,29 @@ class Pieces:
         self._problem = problem
         self._population = population
         self._repair = repair
-        batches = problem.pool.take(index) if len(population) else []
-        self._groups = [[x] for x in batches] if repair is None else [batches]
-        self._samples = [sum(x.size for x in group) for group in self._groups]
+        self._index = index
+        pool = problem.pool
+        if pool.stacked is None:
+            sizes = [pool.size(int(n)) for n in index]
+        else:
+            sizes = [len(part) for part in index.split(pool.batch_size)]
+        self._samples = sizes if repair is None else [sum(sizes)]
         self.sizes = self._samples * len(population)
 
     def measure(self, own: Iterable[int]) -> Tensor:
         """Measure some of the pieces, each zeroed in place, and return all: those left out are nil."""
-        problem, width = self._problem, len(self._groups)
+        problem, width = self._problem, len(self._samples)
         table = torch.zeros(len(self.sizes), dtype=torch.float64)
+        own = list(own)
+        batches = problem.pool.take(self._index) if own else []
+        groups = [[x] for x in batches] if self._repair is None else [batches]
         for row, pieces in groupby(own, lambda n: n // width):
             with torch.no_grad(), problem.units.zeroed(self._population.mask(row)):
                 for piece in pieces:
-                    batches = self._groups[piece % width]
-                    corrected = nullcontext() if self._repair is None else self._repair(problem, batches)
+                    group = groups[piece % width]
+                    corrected = nullcontext() if self._repair is None else self._repair(problem, group)
                     with corrected:
-                        table[piece] = float(problem.measure(batches))
+                        table[piece] = float(problem.measure(group))
         return table
 
     def values(self, table: Tensor) -> Values:
@@ -83,4 +90,4 @@ class Serial:
         pieces, ranks = Pieces(self.problem, population, index, repair), self.problem.ranks
         owners = ranks.shares(pieces.sizes)
         mine = [n for n, owner in enumerate(owners) if owner == ranks.rank]
-        return pieces.values(ranks.together(len(owners), lambda: pieces.measure(mine)))
+        return pieces.values(ranks.run_shared(len(owners), lambda: pieces.measure(mine)))

@@ -43,10 +43,15 @@ class Slab:
         self._units = units
         self._edges = torch.tensor([*(layer.start for layer in units.layers), units.count])
         self._known = np.zeros((count, len(units.layers)))
-        for number, owner in enumerate(ranks.shares([1.0] * count)):
-            if owner == ranks.rank:
-                self._differences(number)
-        self.counts: NDArray[np.int64] = ranks.total(torch.from_numpy(self._known)).long().numpy()
+
+        def work() -> Tensor:
+            for number, owner in enumerate(ranks.shares([1.0] * count)):
+                if owner == ranks.rank:
+                    self._differences(number)
+            return torch.from_numpy(self._known).flatten()
+
+        found = ranks.run_shared(self._known.size, work).long()
+        self.counts: NDArray[np.int64] = found.reshape(self._known.shape).numpy()
         """How many units of each layer differ, ``(candidates, layers)``."""
 
     def __len__(self) -> int:

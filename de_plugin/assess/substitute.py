@@ -11,23 +11,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from de_plugin.assess.changes import Change, Channels, Product
 from de_plugin.assess.design import CONVOLUTIONS
 from de_plugin.assess.record import Record, Watching, copied, flexible, tensors
+from de_plugin.assess.recorder import overwriting
 from de_plugin.assess.repair import Statistics
 
 _LINEAR = ("input", "weight", "bias")
-_IN_PLACE: dict[Any, tuple[Callable[..., Tensor], int]] = {
-    torch.relu: (torch.relu_, 1),
-    Tensor.relu: (torch.relu_, 1),
-    F.relu: (torch.relu_, 1),
-    F.leaky_relu: (F.leaky_relu_, 2),
-}
-"""What overwrites its argument, and how many arguments it takes: new memory takes longer than computing."""
 _CONVOLUTION = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 
 
@@ -136,10 +129,8 @@ class Substitution(Watching):
 
     def _computed(self, number: int, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not any(id(x) in self._weights for x in tensors(args, kwargs)):
-            if func in _IN_PLACE and self._record.steps[number].spends >= self._start:
-                overwrite, most = _IN_PLACE[func]
-                rest = {k: v for k, v in kwargs.items() if k != "inplace"}
-                return overwrite(*args[:most], **rest)
+            if self._record.steps[number].spends >= self._start:
+                func, args, kwargs = overwriting(func, args, kwargs)
             return flexible(func, args, kwargs)(*args, **kwargs)
         given = _given(func, args, kwargs)
         change = self._plain(given)

@@ -25,7 +25,7 @@ import de_plugin
 from de_plugin import Problem
 from de_plugin.assess.candidates import Flipped
 from de_plugin.assess.population import Population
-from de_plugin.assess.record import record
+from de_plugin.assess.recorder import record
 from de_plugin.assess.serial import Serial
 from de_plugin.zoo import MODELS, darknet
 

@@ -84,6 +84,7 @@ BLOCKS: dict[str, Callable[[int], nn.Module]] = {
     "circular": lambda d: conv(d, padding_mode="circular"),
     "transposed": lambda d: TRANSPOSED[d - 1](C, C, 3, padding=1, groups=2),
     "normed": lambda d: nn.Sequential(conv(d, bias=False), NORM[d - 1](C), nn.ReLU(inplace=True)),
+    "leaky": lambda d: nn.Sequential(conv(d), NORM[d - 1](C), nn.LeakyReLU(0.1)),
     "smooth": lambda d: nn.Sequential(conv(d), nn.SiLU(inplace=True)),
     "pooled": lambda d: MAX[d - 1](2, ceil_mode=True),
     "shared": lambda d: nn.Sequential(*[conv(d)] * 2),

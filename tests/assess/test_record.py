@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -14,14 +16,10 @@ from torch import Tensor, nn
 
 from de_plugin import Problem
 from de_plugin.assess.attention import plain_attention
-from de_plugin.assess.candidates import candidates
+from de_plugin.assess.candidates import Flipped
 from de_plugin.assess.population import Population
-from de_plugin.assess.record import (
-    Record,
-    flexible,
-    record,
-    version,
-)
+from de_plugin.assess.record import Record, flexible, version
+from de_plugin.assess.recorder import may_overwrite, overwriting, record
 from de_plugin.assess.serial import Serial
 
 WEIGHT = nn.Parameter(torch.randn(3, 3, generator=torch.Generator().manual_seed(0)))
@@ -290,18 +288,79 @@ def test_only_what_nothing_else_reads_may_be_overwritten(
     assert all(step.spends == -1 for step in record(lambda: model(x), {}, copy=True).steps)
 
 
-@settings(max_examples=50, deadline=None)
-@given(use=st.sampled_from([0, 1, 2, 3]), seed=st.integers(0, 99))
-def test_values_are_right_where_outputs_are_overwritten(use: int, seed: int) -> None:
-    uses: list[Callable[[Tensor, Tensor], Tensor]] = [
-        lambda p, n: F.relu(n) + p,
-        lambda p, n: F.leaky_relu(n, negative_slope=0.3) * p,
-        lambda p, n: torch.relu(n) - n,
-        lambda p, n: F.leaky_relu(n, 0.2, False) + F.relu(input=p),
-    ]
-    model = Reads(uses[use]).eval()
-    problem = Problem(model, torch.randn(5, 3), divergence="mse", holdout=0)
-    masks = torch.rand(4, problem.units.count, generator=torch.Generator().manual_seed(seed)) > 0.5
-    problem.kept = masks[0]
-    found = Population(problem)(candidates(masks), problem.search)
-    torch.testing.assert_close(found, Serial(problem)(candidates(masks), problem.search))
+def doubled(x: Tensor) -> Tensor:
+    return x * 2
+
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    unseen: Callable[[Tensor], Tensor] = torch.jit.script(doubled)
+
+
+@pytest.mark.parametrize(
+    ("use", "same"),
+    [
+        (lambda p, n: F.relu(n) + p, True),
+        (lambda p, n: F.relu(n) + unseen(p), True),
+        (lambda p, n: F.relu(n) + unseen(n), False),
+        (lambda p, n: (unseen(n), F.leaky_relu(n, 0.1)), True),
+        (lambda p, n: (F.leaky_relu(n, 0.1), unseen(n)), False),
+    ],
+)
+def test_what_reads_unseen_is_found_out(use: Callable[[Tensor, Tensor], Any], same: bool) -> None:
+    model, x = Reads(use).eval(), torch.randn(3, 3)
+    found = record(lambda: model(x), {}, copy=False)
+    assert max(step.spends for step in found.steps) > 0
+    assert may_overwrite(lambda: model(x), {}, found) == same
+
+
+def test_what_is_returned_in_any_container_is_not_overwritten() -> None:
+    model = Reads(lambda p, n: collections.deque([n, F.relu(n)])).eval()
+    x = torch.randn(3, 3)
+    found = record(lambda: model(x), {}, copy=False)
+    assert all(step.spends <= 0 for step in found.steps)
+
+
+class Deep(nn.Module):
+    """Two layers around something that can overwrite what the first gives."""
+
+    def __init__(self, use: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second, self.use = nn.Linear(16, 32), nn.Linear(32, 8), use
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.second(self.use(self.first(x)))
+        return out
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        F.relu,
+        torch.relu,
+        lambda x: F.leaky_relu(x, negative_slope=0.3),
+        lambda x: F.leaky_relu(x, 0.2, False),
+        lambda x: F.relu(input=x) + 1,
+        lambda x: F.relu(x) + unseen(x),
+        lambda x: F.relu(x) - x,
+    ],
+)
+def test_values_are_right_where_outputs_are_overwritten(
+    use: Callable[[Tensor], Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem = Problem(Deep(use).eval(), torch.randn(40, 16), divergence="mse", holdout=0, evaluate="serial")
+    flips = tuple(torch.tensor([n, 100 + n, 520 + n]) for n in range(6))
+    sets = Flipped(problem.kept, flips)
+    expected = Serial(problem)(sets, problem.search)
+    overwritten = []
+
+    def watched(func: Any, args: Any, kwargs: Any) -> Any:
+        found = overwriting(func, args, kwargs)
+        overwritten.append(found[0] is not func)
+        return found
+
+    monkeypatch.setattr("de_plugin.assess.substitute.overwriting", watched)
+    torch.testing.assert_close(Population(problem).side_by_side(sets, problem.search), expected)
+    reads_twice = use(torch.ones(1)).item() in (3.0, 0.0)
+    assert any(overwritten) != reads_twice

@@ -127,11 +127,13 @@ def _build(rank: int = 0) -> Any:
         ) from error
 
     import de_plugin
+    from de_plugin.extensions import extended
     from de_plugin.prune import Budget
     from de_plugin.prune import prune as run
     from de_plugin.prune.target import Scope
 
     app = typer.Typer(
+        cls=extended(),
         no_args_is_help=True,
         help="Directed Evolution: make a trained network small by trying what can go.",
         pretty_exceptions_enable=False,

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from de_plugin.adapters.nni.validation import check
 from de_plugin.errors import ArgumentError
 
 Genome = NDArray[np.float64]
@@ -48,12 +49,22 @@ class Space:
         """
         if not isinstance(self.entries, Mapping) or not self.entries:
             raise ArgumentError(f"search space {self.entries!r}: expected a non-empty object of parameters")
-        _check(self.entries, "")
+        check(self.entries)
 
     @property
     def genes(self) -> int:
         """Length of a genome."""
         return _genes(self.entries)
+
+    @property
+    def discrete(self) -> list[slice]:
+        """Where the genes of each choice and each randint lie in a genome."""
+        found, at = [], 0
+        for spec in _walk(self.entries):
+            if spec["_type"] in ("choice", "randint"):
+                found.append(slice(at, at + _width(spec)))
+            at += _width(spec)
+        return found
 
     def decode(self, genome: Genome) -> Parameters:
         """Return the parameters that a genome, ``(genes,)``, stands for."""
@@ -79,17 +90,17 @@ class Space:
             yield from _every(self.entries)
 
 
-def _walk(entries: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _walk(entries: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     for name, spec in entries.items():
         if name == "_name":
             continue
-        yield name, spec
+        yield spec
         for option in spec["_value"] if _nested(spec) else ():
             yield from _walk(option)
 
 
 def _genes(entries: Mapping[str, Any]) -> int:
-    return sum(_width(spec) for _, spec in _walk(entries))
+    return sum(_width(spec) for spec in _walk(entries))
 
 
 def _nested(spec: Mapping[str, Any]) -> bool:
@@ -143,8 +154,15 @@ def _number(kind: str, values: list[Any], gene: float) -> float | int:
     share = _NORMAL.cdf(gene)
     x = math.exp(math.log(a) + share * (math.log(b) - math.log(a))) if "log" in kind else a + share * (b - a)
     if kind.startswith("q"):
-        x = round(x / values[2]) * float(values[2])
+        steps = _steps(values)
+        x = min(max(round(x / values[2]), steps.start), steps.stop - 1) * float(values[2])
     return min(max(x, a), b)
+
+
+def _steps(values: list[Any]) -> range:
+    """Return the multiples of the step that some number between the limits is rounded to."""
+    first, last = values[0] / values[2], values[1] / values[2]
+    return range(math.floor(first + 0.5), max(math.floor(first + 0.5), math.ceil(last - 0.5)) + 1)
 
 
 def _encode(entries: Mapping[str, Any], parameters: Mapping[str, Any], genes: Genome, at: int) -> int:
@@ -227,7 +245,7 @@ def _slots(spec: Mapping[str, Any]) -> range | None:
     if kind == "randint":
         return range(math.ceil(float(values[0])), math.ceil(float(values[1])))
     if kind in ("quniform", "qloguniform"):
-        return range(round(values[0] / values[2]), round(values[1] / values[2]) + 1)
+        return _steps(values)
     return None
 
 
@@ -252,61 +270,3 @@ def _at(spec: Mapping[str, Any], slot: int) -> Any:
     if spec["_type"] == "randint":
         return slot
     return min(max(slot * float(values[2]), float(values[0])), float(values[1]))
-
-
-_LENGTHS = {
-    "randint": 2,
-    "uniform": 2,
-    "loguniform": 2,
-    "normal": 2,
-    "lognormal": 2,
-    "quniform": 3,
-    "qloguniform": 3,
-    "qnormal": 3,
-    "qlognormal": 3,
-}
-
-
-def _check(entries: Mapping[str, Any], path: str) -> None:
-    for name, spec in entries.items():
-        if path and name == "_name":
-            continue
-        where = f"search space {path + name!r}"
-        if not isinstance(spec, Mapping) or "_type" not in spec or not isinstance(spec.get("_value"), list):
-            raise ArgumentError(f'{where}: {spec!r}, expected {{"_type": ..., "_value": [...]}}')
-        kind, values = spec["_type"], spec["_value"]
-        if kind == "choice":
-            _check_choice(where, f"{path}{name}/", values)
-            continue
-        if kind not in _LENGTHS:
-            raise ArgumentError(f"{where}: type {kind!r}, expected choice or one of {', '.join(_LENGTHS)}")
-        numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
-        if len(values) != _LENGTHS[kind] or not numbers or not all(math.isfinite(v) for v in values):
-            raise ArgumentError(f"{where}: {values}, expected {_LENGTHS[kind]} finite numbers for {kind}")
-        _check_range(where, kind, values)
-
-
-def _check_choice(where: str, path: str, values: list[Any]) -> None:
-    if not values:
-        raise ArgumentError(f"{where}: a choice among nothing, expected at least one option")
-    if not any(isinstance(v, Mapping) for v in values):
-        return
-    for option in values:
-        if not isinstance(option, Mapping) or "_name" not in option:
-            raise ArgumentError(f'{where}: nested option {option!r}, expected an object with a "_name"')
-        _check(option, path)
-
-
-def _check_range(where: str, kind: str, values: list[Any]) -> None:
-    if "normal" in kind:
-        if values[1] <= 0:
-            raise ArgumentError(f"{where}: deviation {values[1]}, expected > 0")
-    elif kind == "randint":
-        if math.ceil(values[0]) >= math.ceil(values[1]):
-            raise ArgumentError(f"{where}: [{values[0]}, {values[1]}) holds no integer, expected low < high")
-    elif values[0] >= values[1]:
-        raise ArgumentError(f"{where}: {values[0]} to {values[1]}, expected low < high")
-    elif "log" in kind and values[0] <= 0:
-        raise ArgumentError(f"{where}: low end {values[0]}, expected > 0 for {kind}")
-    if kind.startswith("q") and values[2] <= 0:
-        raise ArgumentError(f"{where}: step {values[2]}, expected > 0")

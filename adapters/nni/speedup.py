@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
 import io
-import linecache
 import logging
 import warnings
 from collections.abc import Iterator
@@ -13,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule, Node, Tracer
+from torch.fx import GraphModule, Node
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves
 
@@ -29,6 +27,7 @@ from de_plugin.adapters.nni.alignment import (
     replace,
     unwrapped,
 )
+from de_plugin.adapters.nni.tracing import located, stuck, traced
 from de_plugin.errors import DEWarning, MissingDependencyError, StructureError
 
 try:
@@ -74,9 +73,9 @@ def speedup(model: nn.Module, masks: Masks, example: Any) -> nn.Module:
         mode = {n: m.training for n, m in reference.named_modules()}
         reference.eval()
         twin = positive(reference)
-        graph = _traced(twin, len(inputs))
+        graph = traced(twin, len(inputs))
         _hand_on(graph, given)
-        with _located(reference, "the forward pass on the example fails"):
+        with located(twin, "the forward pass on the example fails"):
             align(reference, given, twin, inputs)
         small = unwrapped(reference)
         with _setting(small):
@@ -102,14 +101,48 @@ def _size(model: nn.Module) -> int:
 class _Speedup(ModelSpeedup):  # type: ignore[misc]
     """The host's, for layers of one output too, and with its conflicts resolved until none is left."""
 
+    masks: Checked
+
     def tensor_propagate_check(self, obj: Tensor) -> bool:
         return bool(obj.numel() >= self.batch_size and obj.numel() % self.batch_size == 0)
 
     def fix_mask_conflict(self) -> None:
-        before = -1.0
-        while (kept := _kept(self.masks)) != before:  # each round only gives channels back
-            before = kept
-            super().fix_mask_conflict()
+        """Give back the channels that the structure cannot lose.
+
+        The host asks for outputs or for inputs, whichever the masks have emptied more of, and takes single
+        weights for either: so it gets emptied outputs and emptied inputs one after the other, and no more.
+        Once sizes are inferred (its second call) the masks count no more.
+        """
+        if self.node_infos and any(i.param_masks is not None for i in self.node_infos.values()):
+            return
+        whole = self.masks
+        outputs = {n: {t: _lines(m, 0) for t, m in ts.items()} for n, ts in whole.items()}
+        inputs = {n: {t: _lines(m, 1) for t, m in ts.items() if m.dim() > 1} for n, ts in whole.items()}
+        for self.masks in (outputs, {n: ts for n, ts in inputs.items() if ts}):
+            before = -1.0
+            while self.masks and (kept := _kept(self.masks)) != before:  # each round only gives back
+                before = kept
+                super().fix_mask_conflict()
+        for name, targets in whole.items():
+            for target in targets:
+                both = [part[name][target] for part in (outputs, inputs) if target in part[name]]
+                targets[target] = torch.stack(both).amin(0)
+        self.masks = whole
+
+
+def _lines(mask: Tensor, dim: int) -> Tensor:
+    """Ones, but for the lines along a dimension that are all zero."""
+    others = [d for d in range(mask.dim()) if d != dim]
+    alive = mask.amax(others, keepdim=True) if others else mask
+    return alive.expand_as(mask).clone()
+
+
+def _lost(mask: Tensor) -> list[int]:
+    """Return which channels, along the dimension behind the batch, are masked whole."""
+    alive = (
+        (mask != 0).transpose(0, min(1, mask.dim() - 1)).flatten(1) if mask.dim() > 1 else mask[:, None] != 0
+    )
+    return [i for i, kept in enumerate(alive.any(1).tolist()) if not kept]
 
 
 def _kept(masks: Checked) -> float:
@@ -120,14 +153,21 @@ class _Untouched(Replacer):  # type: ignore[misc]
     """Leaves the layers that have no size, or lose nothing, as they are; refuses the others."""
 
     def replace_modules(self, speedup: Any) -> None:
+        calls: dict[str, list[list[int]]] = {}
         for node, info in speedup.node_infos.items():
             if node.op != "call_module":
                 continue
             module = speedup.bound_model.get_submodule(node.target)
-            if type(module).__name__ in known:
-                continue
             around = [speedup.node_infos[n].output_masks for n in node.all_input_nodes]
             seen = tree_leaves([around, info.output_masks])
+            lost = [_lost(m) for m in seen if isinstance(m, Tensor)]
+            if calls.setdefault(node.target, lost) != lost:
+                raise StructureError(
+                    f"{node.target} ({type(module).__name__}): is called several times, and other channels "
+                    "are pruned around each call; mask the layers before its calls and itself alike, or none"
+                )
+            if type(module).__name__ in known:
+                continue
             sized = next(module.parameters(), None) is not None or next(module.buffers(), None) is not None
             if sized and any(isinstance(m, Tensor) and bool((m == 0).any()) for m in seen):
                 raise StructureError(
@@ -159,7 +199,7 @@ def _shrink(model: nn.Module, graph: GraphModule, masks: Checked, inputs: tuple[
         raise
     except Exception as error:
         raise StructureError(
-            f"{_stuck(error, graph)}: NNI cannot take the pruned channels out here "
+            f"{stuck(error, graph)}: NNI cannot take the pruned channels out here "
             f"({type(error).__name__}{': ' * bool(str(error))}{error}); keep at least one channel of each "
             "layer and as many in each group, or exclude the layer from pruning"
         ) from error
@@ -185,40 +225,6 @@ def _inherit(before: nn.Module, after: nn.Module) -> None:
             buffer.copy_(old[name])
 
 
-def _stuck(error: BaseException, graph: GraphModule) -> str:
-    """Name the module or the operator at which the host stopped."""
-    found = "the model"
-    trace = error.__traceback__
-    while trace is not None:
-        node = trace.tb_frame.f_locals.get("node")
-        if isinstance(node, Node):
-            found = f"{node.name} ({node.target})"
-            if node.op == "call_module":
-                found = f"{node.target} ({type(graph.get_submodule(str(node.target))).__name__})"
-        trace = trace.tb_next
-    return found
-
-
-class _Tracer(Tracer):
-    """Follows forward with as many arguments as the example has; the others keep their defaults."""
-
-    def __init__(self, count: int) -> None:
-        super().__init__()
-        self.count = count
-
-    def create_args_for_root(
-        self, root_fn: Any, is_module: bool, concrete_args: Any = None
-    ) -> tuple[Any, list[Any]]:
-        names = [*list(inspect.signature(root_fn).parameters)[1:], *("more",) * self.count]
-        given = [self.create_proxy("placeholder", n, (), {}) for n in names[: self.count]]
-        return root_fn, [self.root, *given]
-
-
-def _traced(twin: nn.Module, count: int) -> GraphModule:
-    with _located(twin, "torch.fx cannot follow it"):
-        return GraphModule(twin, _Tracer(count).trace(twin))
-
-
 def _hand_on(graph: GraphModule, masks: Checked) -> None:
     """Mask the layer before a masked batch norm too, where nothing else sees its outputs."""
     modules = dict(graph.named_modules())
@@ -235,31 +241,6 @@ def _hand_on(graph: GraphModule, masks: Checked) -> None:
         targets = masks.setdefault(name, {})
         weight = targets.setdefault("weight", torch.ones_like(layer.weight, dtype=torch.float32))
         weight[mask == 0] = 0
-
-
-@contextmanager
-def _located(model: nn.Module, doing: str) -> Iterator[None]:
-    """Turn an error into one that names the innermost module of the model and the line of its forward."""
-    try:
-        yield
-    except Exception as error:
-        where = {id(m): n or "the model" for n, m in model.named_modules()}
-        place, line = "the model", ""
-        trace = error.__traceback__
-        while trace is not None:
-            frame = trace.tb_frame
-            first = frame.f_code.co_varnames[:1]
-            owner = frame.f_locals.get(first[0]) if first else None
-            if id(owner) in where and frame.f_code.co_name == "forward":
-                place = f"{where[id(owner)]} ({type(owner).__name__})"
-                line = linecache.getline(frame.f_code.co_filename, trace.tb_lineno).strip()
-            trace = trace.tb_next
-        raise StructureError(
-            f"{place}{f', line `{line}`' * bool(line)}: {doing}: {error}. NNI's speed-up needs a "
-            "forward that it can follow: no branch or loop on values of tensors, no sizes written out "
-            "(flatten(1) in place of view(-1, 256)); or put the operator into a function marked with "
-            "torch.fx.wrap"
-        ) from error
 
 
 @contextmanager
@@ -284,7 +265,7 @@ def _setting(model: nn.Module) -> Iterator[None]:
 @torch.no_grad()
 def _compare(reference: nn.Module, small: nn.Module, inputs: tuple[Any, ...]) -> None:
     small.eval()
-    with _located(small, "the forward pass of the smaller model fails"):
+    with located(small, "the forward pass of the smaller model fails"):
         got = [x for x in tree_leaves(small(*inputs)) if isinstance(x, Tensor)]
     expected = [x for x in tree_leaves(reference(*inputs)) if isinstance(x, Tensor)]
     worst = 0.0

@@ -30,6 +30,9 @@ _FULL_DIMENSIONS = 64
 _TRIES = 8
 """Populations drawn in search of parameters that no trial has had, before the search begins anew."""
 
+_MUTATION = 0.05
+"""How often the genes of a discrete parameter are drawn afresh: alone, they would settle too soon."""
+
 _REACH = 3.0
 """Genes learnt from elsewhere are held within this many deviations of the first generation's."""
 
@@ -176,11 +179,16 @@ class DETuner(Tuner):  # type: ignore[misc]
             return None
         return np.pad(np.clip(genome, -_REACH, _REACH), (0, self._genes - len(genome)))
 
-    def _start(self) -> None:
-        """Begin the search anew, from the distribution that the search space describes."""
+    def _spaced(self) -> Space:
         if self._space is None:
             raise ArgumentError("search space: none is set; call update_search_space first")
-        self._genes = max(2, self._space.genes)
+        return self._space
+
+    def _start(self) -> None:
+        """Begin the search anew, from the distribution that the search space describes."""
+        space = self._spaced()
+        self._genes = max(2, space.genes)
+        self._discrete = space.discrete
         self._population = self.population_size or 4 + int(3 * math.log(self._genes))
         kind = CMA if self._genes <= _FULL_DIMENSIONS else SepCMA
         self._search: CMA | SepCMA = kind(
@@ -198,6 +206,9 @@ class DETuner(Tuner):  # type: ignore[misc]
             self._first = False
             return np.zeros(self._genes)
         genome: Genome = self._search.ask()
+        for genes in self._discrete:
+            if self._random.random() < _MUTATION:
+                genome[genes] = self._random.standard_normal(genes.stop - genes.start)
         return genome
 
     def _draw(self) -> tuple[Genome, Parameters]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from de_plugin.adapters.nni.student import unwrapped
 from de_plugin.errors import ArgumentError, StructureError
 
 Masks = Mapping[str, Mapping[str, Tensor | None]]
@@ -21,33 +22,6 @@ Checked = dict[str, dict[str, Tensor]]
 HALF = (torch.float16, torch.bfloat16)
 _MIXING = (nn.GroupNorm, nn.LayerNorm, nn.modules.instancenorm._InstanceNorm)
 """Norms behind which a channel of zeros is none any more."""
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """Return a deep copy of the model without NNI's wrappers; the model itself keeps them.
-
-    Raises:
-        ArgumentError: the model cannot be copied or its wrappers cannot be taken off.
-    """
-    memo = {
-        id(t): t.detach().clone() for t in (*model.parameters(), *model.buffers()) if not t.is_leaf
-    }  # a wrapper leaves the masked weights of its last pass, which deepcopy refuses
-    try:
-        copy = deepcopy(model, memo)
-        module: Any
-        for module in list(copy.modules()):
-            if hasattr(module, "_nni_wrapper"):
-                module._nni_wrapper.unwrap()
-                vars(module).pop("forward", None)
-    except Exception as error:
-        raise ArgumentError(
-            f"model: {type(model).__name__} cannot be copied without NNI's wrappers ({error}); call "
-            "pruner.unwrap_model() first"
-        ) from error
-    left = [n for n, m in copy.named_modules() if hasattr(m, "_nni_wrapper") or n.endswith("_nni_wrapper")]
-    if left:
-        raise ArgumentError(f"model: {left[0]} is still wrapped by NNI; call pruner.unwrap_model() first")
-    return copy
 
 
 def arguments(model: nn.Module, example: Any) -> tuple[Any, ...]:

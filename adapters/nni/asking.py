@@ -9,19 +9,6 @@ from typing import Any
 from de_plugin.assess.divergence import Divergence
 from de_plugin.assess.guard import check_counts
 from de_plugin.assess.teacher import Forward
-from de_plugin.evolve import Halving
-from de_plugin.prune import DirectedEvolution, Swaps
-
-
-def default_criterion() -> DirectedEvolution:
-    """Return the search that a pruner makes unless told otherwise."""
-    return DirectedEvolution(
-        population=16,
-        generations=3,
-        samples=1024,
-        halving=Halving(2),
-        swaps=Swaps(rounds=6, candidates=16, samples=1024, gradient_samples=512, patience=3, share=0.1),
-    )
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,7 +51,6 @@ class Order:
         self._at = [slice(a, b) for a, b in pairwise(starts)]
         self._cells = torch.tensor([0, *(g.parts for g in groups)]).cumsum(0).tolist()
         self._scores = torch.zeros(problem.units.count, dtype=torch.float64)
-        self._states: dict[bool, dict[str, dict[str, Any]]] = {}
         self._free: Mask = torch.ones(problem.units.count, dtype=torch.bool)
         for at, group in zip(self._at, groups, strict=True):
             problem.kept[at] = ~group.removed
@@ -168,10 +166,7 @@ class Order:
         return units[scores[units].argsort(stable=True)]
 
     def _asked(self, free: Mask, count: int) -> Tensor:
-        """Ask the criterion; what a search has learnt of allocations is no use where they are fixed."""
-        problem = self.problem
-        problem.state = self._states.setdefault(problem.quota is not None, {})
-        scores = self.criterion(problem, free, count).cpu().double()
+        scores = self.criterion(self.problem, free, count).cpu().double()
         self._scores[free] = scores[free]
         return scores
 

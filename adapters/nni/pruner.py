@@ -11,7 +11,7 @@ from nni.compression.base.compressor import Pruner
 from nni.compression.pruning import L1NormPruner
 from torch import Tensor, nn
 
-from de_plugin.adapters.nni.asking import Asking, StepReport, default_criterion
+from de_plugin.adapters.nni.asking import Asking, StepReport
 from de_plugin.adapters.nni.capture import Capture, captured
 from de_plugin.adapters.nni.config import check
 from de_plugin.adapters.nni.order import Order
@@ -26,11 +26,12 @@ from de_plugin.assess.teacher import Forward, plain_forward
 from de_plugin.criteria import Criterion
 from de_plugin.criteria import criterion as resolved
 from de_plugin.errors import DataError
+from de_plugin.prune import DirectedEvolution
 
 Metrics = dict[str, dict[str, Tensor]]
 
 
-class DEPruner(L1NormPruner):  # type: ignore[misc]  # so schedules know that they work with it
+class DEPruner(L1NormPruner):  # schedules know the norm pruners as what they work with
     """A drop-in for NNI's norm pruners that evolves what goes by the divergence that it causes.
 
     Every config key keeps the host's meaning but one: `sparse_threshold` is a divergence, and as much of its
@@ -94,7 +95,7 @@ class DEPruner(L1NormPruner):  # type: ignore[misc]  # so schedules know that th
         seed: int = 0,
     ) -> None:
         self.asking = Asking(divergence, forward, samples, batch_size, holdout, align, seed)
-        self.criterion = default_criterion() if criterion is None else resolved(criterion)
+        self.criterion = DirectedEvolution.brief() if criterion is None else resolved(criterion)
         self._fine = fine
         self._teacher = answering(model if teacher is None else teacher)
         check(model, config_list, fine, existed_wrappers or {})

@@ -5,9 +5,9 @@ from __future__ import annotations
 import nni.compression.pruning as place
 
 from de_plugin.adapters.nni.pruner import DEPruner
-from de_plugin.errors import ArgumentError
+from de_plugin.adapters.offering import Offers, offer, withdraw
 
-_NAME = "DEPruner"
+_OFFERS: Offers = {"DEPruner": (place, DEPruner)}
 
 
 def register() -> None:
@@ -16,13 +16,9 @@ def register() -> None:
     Raises:
         ArgumentError: the host has something else under this name; nothing is changed.
     """
-    known = getattr(place, _NAME, DEPruner)
-    if known is not DEPruner:
-        raise ArgumentError(f"register(): {place.__name__}.{_NAME} is {known!r} already; remove that first")
-    setattr(place, _NAME, DEPruner)
+    offer(_OFFERS)
 
 
 def unregister() -> None:
     """Take the name back; without effect where it is not ours."""
-    if getattr(place, _NAME, None) is DEPruner:
-        delattr(place, _NAME)
+    withdraw(_OFFERS)

@@ -25,8 +25,8 @@ from de_plugin.adapters.nni.alignment import (
     names_of,
     positive,
     replace,
-    unwrapped,
 )
+from de_plugin.adapters.nni.student import unwrapped
 from de_plugin.adapters.nni.tracing import located, stuck, traced
 from de_plugin.errors import DEWarning, MissingDependencyError, StructureError
 
@@ -98,7 +98,7 @@ def _size(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-class _Speedup(ModelSpeedup):  # type: ignore[misc]
+class _Speedup(ModelSpeedup):
     """The host's, for layers of one output too, and with its conflicts resolved until none is left."""
 
     masks: Checked
@@ -149,7 +149,7 @@ def _kept(masks: Checked) -> float:
     return float(sum(m.sum(dtype=torch.float64) for t in masks.values() for m in t.values()))
 
 
-class _Untouched(Replacer):  # type: ignore[misc]
+class _Untouched(Replacer):
     """Leaves the layers that have no size, or lose nothing, as they are; refuses the others."""
 
     def replace_modules(self, speedup: Any) -> None:

@@ -19,9 +19,6 @@ _MULTIPLYING = ("mul", "movement_mul", "slim_mul")
 def student(model: nn.Module, own: Collection[Any] = ()) -> nn.Module:
     """Return an unwrapped copy in eval mode, with the masks of other pruners applied.
 
-    It can be taken in the middle of training: wrappers hold tensors then that no copy can be made of, and are
-    left out.
-
     Args:
         model: wrapped or not; nothing in it is touched.
         own: pruning target spaces whose masks are not applied.
@@ -29,15 +26,38 @@ def student(model: nn.Module, own: Collection[Any] = ()) -> nn.Module:
     Raises:
         ArgumentError: the model cannot be copied.
     """
+    result = unwrapped(model)
+    copies = dict(result.named_modules())
+    skipped = {id(space) for space in own}
+    for name, wrapper in _wrappers(model).items():
+        for target, space in wrapper.pruning_target_spaces.items():
+            value = getattr(copies[name], target, None)
+            if id(space) in skipped or space.mask is None or space.apply_method not in _MULTIPLYING:
+                continue
+            if isinstance(value, Tensor):
+                value.data.mul_(space.mask.to(value.device, value.dtype))
+    return result.eval()
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return a copy without wrappers and masks, in the modes that the model is in.
+
+    It can be taken in the middle of training: wrappers hold tensors then that no copy can be made of, and are
+    left out.
+
+    Args:
+        model: wrapped or not; nothing in it is touched.
+
+    Raises:
+        ArgumentError: the model cannot be copied.
+    """
     memo: dict[int, Any] = {}
-    wrappers: dict[str, Any] = {}
+    wrappers = _wrappers(model)
     for name, module in model.named_modules():
         if "_nni_wrapper" in name.split("."):
             continue
-        wrapper = module._modules.get("_nni_wrapper")
-        if wrapper is not None:
-            wrappers[name] = wrapper
-            memo[id(wrapper)] = nn.Identity()
+        if name in wrappers:
+            memo[id(wrappers[name])] = nn.Identity()
             memo[id(vars(module)["forward"])] = _gone
         for tensor in (*module._parameters.values(), *module._buffers.values()):
             if tensor is not None and not tensor.is_leaf:
@@ -45,24 +65,25 @@ def student(model: nn.Module, own: Collection[Any] = ()) -> nn.Module:
     try:
         with torch.no_grad():
             result = copy.deepcopy(model, memo)
-    except (RuntimeError, TypeError, AttributeError, NotImplementedError) as error:
+    except Exception as error:  # copying runs code of the user's classes, which may raise anything
         raise ArgumentError(
             f"model: {type(model).__name__} cannot be copied ({type(error).__name__}: {error}), and "
-            "candidates are measured on a copy; keep what cannot be copied out of its attributes"
+            "a copy is what is worked on; keep what cannot be copied out of its attributes, or call "
+            "unwrap_model() of the compressor that has wrapped it first"
         ) from error
     copies = dict(result.named_modules())
     for name, wrapper in wrappers.items():
         _unwrap(copies[name], wrapper, memo)
-    modules = {id(wrapper): copies[name] for name, wrapper in wrappers.items()}
-    skipped = {id(space) for space in own}
-    for wrapper in wrappers.values():
-        for target, space in wrapper.pruning_target_spaces.items():
-            value = getattr(modules[id(wrapper)], target, None)
-            if id(space) in skipped or space.mask is None or space.apply_method not in _MULTIPLYING:
-                continue
-            if isinstance(value, Tensor):
-                value.data.mul_(space.mask.to(value.device, value.dtype))
-    return result.eval()
+    return result
+
+
+def _wrappers(model: nn.Module) -> dict[str, Any]:
+    """Return the wrapper of each module that has one, by the module's name."""
+    return {
+        name: module._modules["_nni_wrapper"]
+        for name, module in model.named_modules()
+        if "_nni_wrapper" not in name.split(".") and "_nni_wrapper" in module._modules
+    }
 
 
 def _gone(*_: Any, **__: Any) -> None:

@@ -43,7 +43,7 @@ class _Running:
     genome: Genome | None  # None: outside the search space that has been set since
 
 
-class DETuner(Tuner):  # type: ignore[misc]
+class DETuner(Tuner):
     """Evolves pruning recipes, or whatever else the search space describes, trial by trial.
 
     All of NNI's types are searched: choice (nested ones too), randint, uniform, normal and their log and
@@ -212,10 +212,9 @@ class DETuner(Tuner):  # type: ignore[misc]
         return genome
 
     def _draw(self) -> tuple[Genome, Parameters]:
-        if self._space is None or self._search.should_stop():
+        space = self._spaced()
+        if self._search.should_stop():
             self._start()
-        space = self._space
-        assert space is not None
         for _ in range(_TRIES * self._population):
             genome = self._ask()
             parameters = space.decode(genome)

@@ -92,3 +92,8 @@ def teacher_of(model: Any) -> nn.Module:
         parameter.grad = None
         parameter.requires_grad_(False)
     return teacher
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Return where a model's first parameter is."""
+    return next((p.device for p in model.parameters()), torch.device("cpu"))

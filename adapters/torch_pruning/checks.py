@@ -12,7 +12,8 @@ from torch import nn
 from de_plugin.adapters.torch_pruning.importance import DEImportance
 from de_plugin.errors import ArgumentError
 
-_OURS = ("criterion", "divergence", "forward", "samples", "batch_size", "holdout", "seed", "match_batchnorm")
+OWN = ("criterion", "divergence", "forward", "samples", "batch_size", "holdout", "seed", "match_batchnorm")
+"""Options of ours, beside the host's."""
 
 
 def check_options(model: Any, who: str, options: Mapping[str, Any], batches: Any, importance: Any) -> None:
@@ -28,11 +29,16 @@ def check_options(model: Any, who: str, options: Mapping[str, Any], batches: Any
     for name in options:
         if name not in known:
             raise ArgumentError(
-                f"{who}({name}=...): unknown; the options are {', '.join(sorted(known | {*_OURS}))}"
+                f"{who}({name}=...): unknown; the options are {', '.join(sorted(known | {*OWN}))}"
             )
     if batches is None and not isinstance(importance, DEImportance):
         raise ArgumentError(
             f"{who}(batches=None): needs calibration data, as in {who}(model, example_inputs, batches)"
+        )
+    if importance is not None and not isinstance(importance, DEImportance):
+        raise ArgumentError(
+            f"importance={type(importance).__name__}: {who} ranks by its criterion; give "
+            "criterion=as_criterion(importance), or the importance to a pruner of the host"
         )
     if options.get("isomorphic") and not options.get("global_pruning"):
         raise ArgumentError(

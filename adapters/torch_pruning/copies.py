@@ -43,13 +43,8 @@ class Copies:
             values = torch.zeros(len(population), dtype=torch.float64)
             for row in mine:
                 model = removed(problem.model, self._plan, population.mask(row))
-                total = torch.zeros((), dtype=torch.float64)
                 with torch.no_grad():
-                    for batch in batches:
-                        outputs = problem.forward(model, batch.inputs)
-                        value = problem.divergence(outputs, batch.teacher, batch.labels)
-                        total += float(value) * batch.size
-                values[row] = total / sum(batch.size for batch in batches)
+                    values[row] = float(problem.measure(batches, model))
             return values
 
         return ranks.run_shared(len(population), work)

@@ -11,7 +11,7 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
-from de_plugin.adapters.torch_pruning.asking import Asking, evaluating, teacher_of
+from de_plugin.adapters.torch_pruning.asking import Asking, device_of, evaluating, teacher_of
 from de_plugin.adapters.torch_pruning.criterion import GROUPS, Ranked
 from de_plugin.adapters.torch_pruning.scores import costs, order_of
 from de_plugin.adapters.torch_pruning.ties import coupling, positions
@@ -19,22 +19,10 @@ from de_plugin.assess.divergence import Divergence
 from de_plugin.assess.teacher import Forward
 from de_plugin.criteria import Criterion
 from de_plugin.criteria import criterion as resolved
-from de_plugin.evolve import Halving
-from de_plugin.prune import DirectedEvolution, Swaps
+from de_plugin.prune import DirectedEvolution
 
 
-def default_criterion() -> DirectedEvolution:
-    """Return the search that importances and pruners make unless told otherwise."""
-    return DirectedEvolution(
-        population=16,
-        generations=3,
-        samples=1024,
-        halving=Halving(2),
-        swaps=Swaps(rounds=6, candidates=16, samples=1024, gradient_samples=512, patience=3, share=0.1),
-    )
-
-
-class DEImportance(tp.importance.Importance):  # type: ignore[misc]
+class DEImportance(tp.importance.Importance):
     """Scores of a group's channels: what each adds to the measured divergence when it goes.
 
     The criterion orders the channels; the divergence along that order gives the scores, so that those of
@@ -75,7 +63,7 @@ class DEImportance(tp.importance.Importance):  # type: ignore[misc]
         batch_size: int = 256,
         seed: int = 0,
     ) -> None:
-        self.criterion = default_criterion() if criterion is None else resolved(criterion)
+        self.criterion = DirectedEvolution.brief() if criterion is None else resolved(criterion)
         self.asking = Asking(teacher_of(model), batches, divergence, forward, samples, batch_size, 0.1, seed)
         self._known: weakref.WeakKeyDictionary[Any, Tensor] = weakref.WeakKeyDictionary()
 
@@ -84,7 +72,7 @@ class DEImportance(tp.importance.Importance):  # type: ignore[misc]
         found = self._known.get(group)
         if found is None or len(found) != positions(group):
             found = self._known[group] = self._scores(group)
-        return found.to(_device(group._DG.model)).clone()
+        return found.to(device_of(group._DG.model)).clone()
 
     def _scores(self, group: Any) -> Tensor:
         model, parts = group._DG.model, channel_groups(group)
@@ -130,7 +118,3 @@ def _depthwise(module: nn.modules.conv._ConvNd) -> bool:
 def _name(group: Any) -> str:
     name: str = group._DG._module2name.get(group[0].dep.target.module, "group")
     return name
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next((p.device for p in model.parameters()), torch.device("cpu"))

@@ -5,21 +5,22 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
-from de_plugin.adapters.torch_pruning.asking import Asking, evaluating, teacher_of
-from de_plugin.adapters.torch_pruning.checks import check_options
+from de_plugin.adapters.torch_pruning.asking import Asking, device_of, evaluating, teacher_of
+from de_plugin.adapters.torch_pruning.checks import OWN, check_options
 from de_plugin.adapters.torch_pruning.copies import Copies
 from de_plugin.adapters.torch_pruning.criterion import GROUPS, Ranked
 from de_plugin.adapters.torch_pruning.entries import Entry, counts, entries, key_of
-from de_plugin.adapters.torch_pruning.importance import DEImportance, default_criterion
+from de_plugin.adapters.torch_pruning.importance import DEImportance
 from de_plugin.assess.problem import Problem
 from de_plugin.criteria import criterion as resolved
 from de_plugin.errors import DEWarning
+from de_plugin.prune import DirectedEvolution
 from de_plugin.prune.recover import BatchNormMatching
 from de_plugin.types import Mask
 
@@ -47,13 +48,17 @@ class StepReport:
     events: list[dict[str, Any]] = field(repr=False, default_factory=list)
 
 
-class Evolving:
+if TYPE_CHECKING:
+    _Host = Any  # one of the host's pruners, which come without types
+else:
+    _Host = object
+
+
+class Evolving(_Host):
     """Mixed into a pruner of the host: it hands the engine the count and all groups of a step at once."""
 
-    importance: Any
-
     def __init__(self, model: nn.Module, example_inputs: Any, batches: Any = None, **options: Any) -> None:
-        own = {name: options.pop(name) for name in _OWN if name in options}
+        own = {name: options.pop(name) for name in OWN if name in options}
         importance = options.pop("importance", None)
         if isinstance(batches, DEImportance) and importance is None:
             importance, batches = batches, None
@@ -66,13 +71,12 @@ class Evolving:
             self._asking, self.criterion = importance.asking, importance.criterion
         else:
             self._asking = Asking(teacher_of(model), batches, **own)
-            self.criterion = default_criterion() if criterion is None else resolved(criterion)
+            self.criterion = DirectedEvolution.brief() if criterion is None else resolved(criterion)
         self._match = BatchNormMatching() if match else None
         self._regularizing = False
         self._chosen: dict[Any, Tensor] = {}
         self._reports: list[StepReport] = []
-        cheap = tp.importance.GroupMagnitudeImportance()
-        super().__init__(model, example_inputs, importance or cheap, **options)  # type: ignore[call-arg]
+        super().__init__(model, example_inputs, importance or _CHEAP, **options)
 
     # -- the host's seams ------------------------------------------------------------------------
 
@@ -95,7 +99,7 @@ class Evolving:
         finally:
             self._regularizing = False
 
-    def _prune(self: Any) -> Iterator[Any]:
+    def _prune(self) -> Iterator[Any]:
         found: list[Entry] = []
         self._chosen = {}
         report = None
@@ -107,7 +111,7 @@ class Evolving:
             self._reports.append(report)
         yielded = False
         try:
-            for group in super()._prune():  # type: ignore[misc]
+            for group in super()._prune():
                 name, before = self.DG._module2name[group[0].dep.target.module], _channels(self, group)
                 if report is not None:
                     report.removed[name] = (before, before - len(group[0].idxs))
@@ -126,7 +130,7 @@ class Evolving:
 
     # -- the search ------------------------------------------------------------------------------
 
-    def _evolve(self: Any, found: list[Entry]) -> StepReport | None:
+    def _evolve(self, found: list[Entry]) -> StepReport | None:
         wanted = counts(self, found)
         if not any(wanted.values()):
             return None
@@ -146,11 +150,13 @@ class Evolving:
             matching(problem)
         after = float(problem.gate(kept[None], repair=False)[0])
         for entry, span in zip(found, spans, strict=True):
-            self._chosen[entry.key] = entry.scores(_ranked(kept[span], scores[span])).to(_device(self.model))
+            self._chosen[entry.key] = entry.scores(_ranked(kept[span], scores[span])).to(
+                device_of(self.model)
+            )
         evaluations = problem.evaluations
         return StepReport(self.current_step, {}, before, after, exact, evaluations, problem.events)
 
-    def _problem(self: Any, found: list[Entry], exact: bool) -> Problem:
+    def _problem(self, found: list[Entry], exact: bool) -> Problem:
         couplings = [entry.coupling for entry in found]
         if not exact:
             problem: Problem = self._asking.problem(self.model, couplings)
@@ -171,7 +177,7 @@ class Evolving:
             return zeroing
 
     def _search(
-        self: Any, problem: Problem, found: list[Entry], spans: list[slice], wanted: dict[str, int]
+        self, problem: Problem, found: list[Entry], spans: list[slice], wanted: dict[str, int]
     ) -> tuple[Mask, Tensor]:
         """Return what is kept after all scopes, and a ranking of the units."""
         scores = torch.zeros(problem.units.count, dtype=torch.float64)
@@ -189,7 +195,6 @@ class Evolving:
             mine = torch.zeros(problem.units.count, dtype=torch.bool)
             for n in members:
                 mine[spans[n]] = True
-            problem.state.clear()  # a search has as many dimensions as there are scopes to weigh
             if members is alone:
                 problem.quota = torch.zeros(len(problem.units.layers), dtype=torch.long)
                 for n in members:
@@ -206,7 +211,6 @@ class Evolving:
         return list(self._reports)
 
 
-_OWN = ("criterion", "divergence", "forward", "samples", "batch_size", "holdout", "seed", "match_batchnorm")
 _CHEAP = tp.importance.GroupMagnitudeImportance()
 
 
@@ -259,11 +263,7 @@ def _channels(pruner: Any, group: Any) -> int:
     return int(found)
 
 
-def _device(model: nn.Module) -> torch.device:
-    return next((p.device for p in model.parameters()), torch.device("cpu"))
-
-
-class DEPruner(Evolving, tp.pruner.BasePruner):  # type: ignore[misc]
+class DEPruner(Evolving, tp.pruner.BasePruner):
     """`torch_pruning.pruner.BasePruner` that evolves what goes of all groups of a step together.
 
     Args:
@@ -287,15 +287,15 @@ class DEPruner(Evolving, tp.pruner.BasePruner):  # type: ignore[misc]
     """
 
 
-class DEBNScalePruner(Evolving, tp.pruner.BNScalePruner):  # type: ignore[misc]
+class DEBNScalePruner(Evolving, tp.pruner.BNScalePruner):
     """`torch_pruning.pruner.BNScalePruner` that evolves what goes; see `DEPruner`."""
 
 
-class DEGroupNormPruner(Evolving, tp.pruner.GroupNormPruner):  # type: ignore[misc]
+class DEGroupNormPruner(Evolving, tp.pruner.GroupNormPruner):
     """`torch_pruning.pruner.GroupNormPruner` that evolves what goes; see `DEPruner`."""
 
 
-class DEGrowingRegPruner(Evolving, tp.pruner.GrowingRegPruner):  # type: ignore[misc]
+class DEGrowingRegPruner(Evolving, tp.pruner.GrowingRegPruner):
     """`torch_pruning.pruner.GrowingRegPruner` that evolves what goes; see `DEPruner`."""
 
     def update_reg(self, *args: Any, **options: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch_pruning as tp
 
+from de_plugin.adapters.offering import Offers, offer, withdraw
 from de_plugin.adapters.torch_pruning.importance import DEImportance
 from de_plugin.adapters.torch_pruning.pruner import (
     DEBNScalePruner,
@@ -11,9 +12,8 @@ from de_plugin.adapters.torch_pruning.pruner import (
     DEGrowingRegPruner,
     DEPruner,
 )
-from de_plugin.errors import ArgumentError
 
-_OFFERED = {
+_OFFERED: Offers = {
     "DEImportance": (tp.importance, DEImportance),
     **{
         cls.__name__: (tp.pruner, cls)
@@ -30,17 +30,9 @@ def register() -> None:
     Raises:
         ArgumentError: the host has something else under one of these names; nothing is changed.
     """
-    for name, (place, cls) in _OFFERED.items():
-        if getattr(place, name, cls) is not cls:
-            raise ArgumentError(
-                f"register(): {place.__name__}.{name} is {getattr(place, name)!r} already; remove that first"
-            )
-    for name, (place, cls) in _OFFERED.items():
-        setattr(place, name, cls)
+    offer(_OFFERED)
 
 
 def unregister() -> None:
     """Take the names back; without effect where they are not ours."""
-    for name, (place, cls) in _OFFERED.items():
-        if getattr(place, name, None) is cls:
-            delattr(place, name)
+    withdraw(_OFFERED)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch_pruning.ops import _SplitOp
 
 from de_plugin.assess.coupled import Coupling, Tie
 from de_plugin.errors import SelectionError
@@ -37,6 +38,7 @@ def owners(group: Any, channel_groups: int = 1) -> list[tuple[Any, Tensor, Tenso
     """Return each dependency of a group with its channels and the unit that each belongs to, -1 for none."""
     roots = {int(index): n for n, index in enumerate(group[0].idxs)}
     size = len(roots) // channel_groups
+    _check_splits(group)
     return [
         (
             dep,
@@ -45,6 +47,26 @@ def owners(group: Any, channel_groups: int = 1) -> list[tuple[Any, Tensor, Tenso
         )
         for dep, channels, from_root in _items(group)
     ]
+
+
+def _check_splits(group: Any) -> None:
+    """Refuse a graph that is older than the model: the host keeps the sizes that a split had at first.
+
+    Raises:
+        SelectionError: a split's parts no longer make up its channels.
+    """
+    if not any(isinstance(dep.target.module, _SplitOp) for dep, _ in group):
+        return
+    graph, root = group._DG, group[0].dep
+    outputs = graph.is_out_channel_pruning_fn(root.handler)
+    count = (graph.get_out_channels if outputs else graph.get_in_channels)(root.target.module)
+    for dep, channels in graph.get_pruning_group(root.target.module, root.handler, list(range(count))):
+        split = dep.target.module
+        if isinstance(split, _SplitOp) and split.offsets and max(channels, default=0) + 1 < split.offsets[-1]:
+            raise SelectionError(
+                f"{dep.target.name}: the host's graph still has the sizes that this split had before the "
+                "model was pruned, and would cut the wrong channels; make a new pruner for each step"
+            )
 
 
 def _items(group: Any) -> list[tuple[Any, list[int], list[int]]]:

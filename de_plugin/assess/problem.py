@@ -167,14 +167,19 @@ class Problem:
         """Return the samples `index` in batches: larger ones than asked for where activations are small."""
         return self.pool.take(index, max(self.pool.batch_size, self._evaluator.samples))
 
-    def measure(self, batches: list[Batch]) -> Tensor:
-        """Return the divergence of the model as it stands, a 0-dim tensor, mean over samples."""
+    def measure(self, batches: list[Batch], model: nn.Module | None = None) -> Tensor:
+        """Return the divergence of a model as it stands, a 0-dim tensor, mean over samples.
+
+        Args:
+            batches: the samples.
+            model: in place of the student, such as a really pruned copy.
+        """
+        student = self.model if model is None else model
         total = torch.zeros((), device=self.device)
         count = 0
         for batch in batches:
-            value = self.divergence(self.forward(self.model, batch.inputs), batch.teacher, batch.labels).to(
-                self.device
-            )
+            outputs = self.forward(student, batch.inputs)
+            value = self.divergence(outputs, batch.teacher, batch.labels).to(self.device)
             total = total + value * batch.size
             count += batch.size
         return total / count

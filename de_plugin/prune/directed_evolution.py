@@ -62,6 +62,21 @@ class DirectedEvolution:
     halving: Halving = field(default_factory=Halving)
     swaps: Swaps = field(default_factory=Swaps)
 
+    @classmethod
+    def brief(cls) -> DirectedEvolution:
+        """Return a search of some hundred evaluations, for hundreds of units: what adapters make by default.
+
+        >>> DirectedEvolution.brief().population
+        16
+        """
+        return cls(
+            population=16,
+            generations=3,
+            samples=1024,
+            halving=Halving(2),
+            swaps=Swaps(rounds=6, candidates=16, samples=1024, gradient_samples=512, patience=3, share=0.1),
+        )
+
     def __post_init__(self) -> None:
         """Resolve the criteria and check the numbers."""
         if not self.criteria or isinstance(self.criteria, str):
@@ -138,7 +153,9 @@ class DirectedEvolution:
         state = problem.state_of(self)
         turn = state["turn"] = state.get("turn", 0) + 1
         first = problem.assess(pure, problem.draw(self.samples))
-        search = self._search_from(problem, state.get("centre"), turn, int(first.argmin()), len(features))
+        size = str(self._genes(problem, len(features)))  # more where the allocation is free
+        centres: dict[str, list[float]] = state.setdefault("centres", {})
+        search = self._search_from(problem, centres.get(size), turn, int(first.argmin()), len(features))
         elite, ranking = pure[int(first.argmin())], features[int(first.argmin())]
         for generation in range(self.generations):
             if problem.out_of_budget():
@@ -171,18 +188,23 @@ class DirectedEvolution:
                     "winner": "genome" if best < len(genomes) else "elite or pure criterion",
                 }
             )
-        state["centre"] = search.centre.tolist()
+        centres[size] = search.centre.tolist()
         return elite, ranking
+
+    @staticmethod
+    def _genes(problem: Problem, criteria: int) -> int:
+        """Return how long a genome is: exponents, an offset a layer where none is fixed, a temperature."""
+        return criteria + (0 if problem.quota is not None else len(problem.units.layers)) + 1
 
     def _search_from(
         self, problem: Problem, centre: list[float] | None, turn: int, best: int, criteria: int
     ) -> Search:
         """Start around what the last cycle has learnt, at first around the best pure criterion."""
-        layers = 0 if problem.quota is not None else len(problem.units.layers)
-        mean = np.zeros(criteria + layers + 1) if centre is None else np.array(centre)
+        genes = self._genes(problem, criteria)
+        mean = np.zeros(genes) if centre is None else np.array(centre)
         if centre is None:
             mean[best] = 1.0
-        deviation = [self.exponent] * criteria + [self.offset] * layers + [self.temperature]
+        deviation = [self.exponent] * criteria + [self.offset] * (genes - criteria - 1) + [self.temperature]
         return Search(mean, np.array(deviation), self.population, problem.seed + turn - 1)
 
     def _ranking(

@@ -1,10 +1,11 @@
-"""Directed Evolution against every built-in criterion of a host, at equal MACs, without fine-tuning.
+"""Directed Evolution against every built-in criterion of Torch-Pruning, at equal MACs, without fine-tuning.
 
-Torch-Pruning: each layer loses the same share of its channels, so that all methods leave the same MACs;
-one step, or four. Taylor and Hessian run as the host's examples feed them, and correctly: Taylor sees
-batch norms through the adapter's gradients, Hessian sums over all samples ("fed"). No method changes weights;
-"+batchnorm" is followed by the same matching of running statistics for all. Images for the choice are
-training images; accuracy is on the test images, looked at once a row, at its end.
+Each layer loses the same share of its channels, so that all methods leave the same MACs; in one step, or
+four. No method changes weights or statistics. Taylor and Hessian run as the host's examples feed them;
+in version 1.6.1 the one leaves batch norms out and the other keeps the last sample only, so they also run
+corrected: "taylor (corrected)" is the engine's, over all parameters of a group, "hessian (corrected)" the
+host's with the mean over all samples. Both use labels; Directed Evolution does not. Images for the
+choice are training images; accuracy is on the test images, looked at once a row, at its end.
 """
 
 from __future__ import annotations
@@ -23,11 +24,9 @@ import torch_pruning as tp
 from torch import Tensor, nn
 
 import de_plugin
+from de_plugin import DirectedEvolution, Taylor
 from de_plugin.adapters.torch_pruning import DEImportance, DEPruner, as_criterion
-from de_plugin.adapters.torch_pruning.importance import default_criterion
 from de_plugin.zoo import accuracy, mnist, teacher
-
-Step = Callable[[nn.Module, Any], None]
 
 
 def importances() -> dict[str, Any]:
@@ -67,23 +66,16 @@ def pruner_of(
     last = [m for m in model.modules() if isinstance(m, nn.Linear)][-1]
     options: dict[str, Any] = {"pruning_ratio": ratio, "iterative_steps": steps, "ignored_layers": [last]}
     example = inputs[:1]
-    if method.startswith("de"):
-        match = method.endswith("+batchnorm")
-        if method.startswith("de importance"):
-            importance = DEImportance(model, inputs, seed=seed)
-            return tp.pruner.BasePruner(model, example, importance, num_heads={}, **options), lambda: None
-        return DEPruner(model, example, inputs, seed=seed, match_batchnorm=match, **options), lambda: None
-    if method.endswith("(fed)"):
-        kind = (
-            tp.importance.GroupTaylorImportance
-            if "taylor" in method
-            else tp.importance.GroupHessianImportance
-        )
-        criterion = as_criterion(kind())
-        pruner = DEPruner(
-            model, example, (inputs, labels), criterion=criterion, seed=seed, match_batchnorm=False, **options
-        )
-        return pruner, lambda: None
+    if method == "de importance":
+        importance = DEImportance(model, inputs, seed=seed)
+        return tp.pruner.BasePruner(model, example, importance, num_heads={}, **options), lambda: None
+    options |= {"seed": seed, "match_batchnorm": False} if method in OURS else {}
+    if method == "de":
+        return DEPruner(model, example, inputs, **options), lambda: None
+    if method in OURS:
+        host = as_criterion(tp.importance.GroupHessianImportance())
+        criterion = Taylor(labels=True) if method.startswith("taylor") else host
+        return DEPruner(model, example, (inputs, labels), criterion=criterion, **options), lambda: None
     if method == "taylor":
         importance = tp.importance.GroupTaylorImportance()
         pruner = tp.pruner.BasePruner(model, example, importance, **options)
@@ -128,21 +120,22 @@ def row(network: str, method: str, ratio: float, steps: int, seed: int, samples:
     }
 
 
+OURS = ("de", "taylor (corrected)", "hessian (corrected)")
+"""What a pruner of ours runs."""
 METHODS = (
     "de",
     "de importance",
     *importances(),
     "taylor",
-    "taylor (fed)",
+    "taylor (corrected)",
     "hessian",
-    "hessian (fed)",
+    "hessian (corrected)",
 )
 
 
 def main() -> None:
     """Measure every cell and write it."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--host", choices=["torch-pruning"], default="torch-pruning")
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--networks", nargs="+", default=["lenet5", "resnet"])
     parser.add_argument("--ratios", nargs="+", type=float, default=[0.25, 0.5, 0.75])
@@ -154,7 +147,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     document: dict[str, Any] = {
-        "host": options.host,
+        "host": "torch-pruning",
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,
@@ -162,7 +155,7 @@ def main() -> None:
             "de_plugin": de_plugin.__version__,
         },
         "samples": options.samples,
-        "criterion": repr(default_criterion()),
+        "criterion": repr(DirectedEvolution.brief()),
         "rows": [],
     }
     for network in options.networks:

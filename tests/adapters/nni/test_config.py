@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from tests.adapters.nni.training import SMALL, images, simple
+from tests.adapters.nni.training import GROUPED as SUM
+from tests.adapters.nni.training import SMALL, WEIGHT, images, simple
 from tests.adapters.torch_pruning.architectures import CASES
 
 with warnings.catch_warnings():
@@ -21,12 +22,7 @@ with warnings.catch_warnings():
 from de_plugin.errors import ArgumentError, SelectionError
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:nni", "ignore::UserWarning:nni")
-GROUPED: list[dict[str, Any]] = [
-    {"op_names": ["conv2"], "sparse_ratio": 0.5, "dependency_group_id": "sum", "internal_metric_block": 4},
-    {"op_names": ["conv3"], "sparse_ratio": 0.5, "dependency_group_id": "sum"},
-    {"op_names": ["conv1"], "sparse_ratio": 0.25},
-]
-WEIGHT = {"op_names": ["conv1"], "target_names": ["weight"]}
+GROUPED = [*SUM, {"op_names": ["conv1"], "sparse_ratio": 0.25}]
 
 
 def compress(wanted: list[dict[str, Any]], **options: Any) -> tuple[Any, dict[str, dict[str, Any]]]:

@@ -228,6 +228,8 @@ def test_it_does_not_depend_on_the_seed_of_hashes() -> None:
 
 
 def test_missing_data_and_wrong_options_are_told() -> None:
+    wrong: Any = "net"
+    misspelt: dict[str, Any] = {"sample": 4}
     pruner = DEPruner(simple(), config(), criterion="magnitude")
     with pytest.raises(DataError, match=r"batches: none are given.*TorchEvaluator"):
         pruner.compress()
@@ -236,9 +238,9 @@ def test_missing_data_and_wrong_options_are_told() -> None:
     with pytest.raises(ArgumentError, match="magnitud"):
         DEPruner(simple(), config(), batches=images(), criterion="magnitud")
     with pytest.raises(ArgumentError, match="model='net'"):
-        DEPruner("net", config(), batches=images())  # type: ignore[arg-type]
+        DEPruner(wrong, config(), batches=images())
     with pytest.raises(TypeError, match="sample"):
-        DEPruner(simple(), config(), batches=images(), sample=4)  # type: ignore[call-arg]
+        DEPruner(simple(), config(), batches=images(), **misspelt)
     pruner = DEPruner(simple(), config(), batches=torch.randn(4, 3, 8, 8))
     with pytest.raises(DEError, match="cannot take the inputs"):
         pruner.compress()

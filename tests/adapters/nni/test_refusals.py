@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.adapters.nni.training import images, simple
+from tests.adapters.nni.training import GROUPED, WEIGHT, images, simple
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -20,11 +20,6 @@ with warnings.catch_warnings():
 from de_plugin.errors import ArgumentError, DEError, SelectionError
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:nni", "ignore::UserWarning:nni")
-GROUPED: list[dict[str, Any]] = [
-    {"op_names": ["conv2"], "sparse_ratio": 0.5, "dependency_group_id": "sum", "internal_metric_block": 4},
-    {"op_names": ["conv3"], "sparse_ratio": 0.5, "dependency_group_id": "sum"},
-]
-WEIGHT = {"op_names": ["conv1"], "target_names": ["weight"]}
 
 
 @pytest.mark.parametrize(

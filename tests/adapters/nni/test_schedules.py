@@ -101,7 +101,12 @@ def test_thresholds_and_global_groups_follow_a_schedule() -> None:
     for name in ("conv1.weight", "conv3.weight", "fc1.weight"):
         gone = [r.removed[name][1] for r in inner.report()]
         assert gone == sorted(gone)
-        assert gone[-1] > 0
+    last = {name: counts[1] for name, counts in inner.report()[-1].removed.items()}
+    assert last["conv3.weight"] > 0
+    # Half of the global group's 144 + 2,560 weights, by whole units of 9 and 128 and to the last that fits.
+    assert 1352 - 128 < 9 * last["conv1.weight"] + 128 * last["fc1.weight"] <= 1352
+    assert last["conv1.weight"] <= 12
+    assert last["fc1.weight"] <= 15
 
 
 def test_pruned_units_stay_pruned_while_training_goes_on() -> None:

@@ -27,6 +27,13 @@ SMALL = DirectedEvolution(
 )
 
 
+GROUPED: list[dict[str, Any]] = [
+    {"op_names": ["conv2"], "sparse_ratio": 0.5, "dependency_group_id": "sum", "internal_metric_block": 4},
+    {"op_names": ["conv3"], "sparse_ratio": 0.5, "dependency_group_id": "sum"},
+]
+WEIGHT: dict[str, Any] = {"op_names": ["conv1"], "target_names": ["weight"]}
+
+
 class Simple(nn.Module):
     """A grouped and a plain convolution meet in a sum."""
 

@@ -1,0 +1,140 @@
+"""An importance of ours in the host's pruners: groups are understood, scores can be compared."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch_pruning as tp
+from torch import Tensor, nn
+
+from de_plugin.adapters.torch_pruning.copies import plan as plan_of
+from de_plugin.adapters.torch_pruning.copies import removed
+from de_plugin.adapters.torch_pruning.entries import entries
+from de_plugin.adapters.torch_pruning.ties import coupling
+from de_plugin.assess.coupled import CoupledUnits
+from tests.adapters.torch_pruning.architectures import CASES
+from tests.adapters.torch_pruning.pruners import MODES, fix_heads, pruner_of
+
+EXACT = [name for name in CASES if name not in ("group_norm", "vit")]
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_zeroing_a_groups_channels_is_removing_them(name: str) -> None:
+    case = CASES[name]
+    model = case.build()
+    found = list(entries(pruner_of(case, model)))
+    units, x = CoupledUnits(model, [entry.coupling for entry in found]), case.inputs(5)
+    draw = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        kept = torch.rand(units.count, generator=draw) > 0.4
+        start = 0
+        for entry in found:
+            kept[start] = True
+            start += entry.coupling.count
+        with units.zeroed(kept), torch.no_grad():
+            zeroed = model(x)
+        small = removed(model, plan_of(model, found), kept)
+        assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in model.parameters())
+        torch.testing.assert_close(zeroed, small(x).detach(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["local", "global", "isomorphic"])
+@pytest.mark.parametrize("name", CASES)
+def test_the_importance_works_in_the_hosts_own_pruner(name: str, mode: str) -> None:
+    case = CASES[name]
+    model = case.build()
+    before = sum(p.numel() for p in model.parameters())
+    pruner = (
+        pruner_of(case, model, tp.pruner.BasePruner, **MODES[mode], num_heads={})
+        if name != "vit"
+        else (pruner_of(case, model, tp.pruner.BasePruner, **MODES[mode]))
+    )
+    pruner.step()
+    fix_heads(model, pruner)
+    assert sum(p.numel() for p in model.parameters()) < before
+    assert model(case.inputs(3)).shape == (3, 5)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_scores_are_finite_positive_ordered_and_leave_no_trace(name: str) -> None:
+    case = CASES[name]
+    model = case.build().train()
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    pruner = pruner_of(case, model, tp.pruner.BasePruner)
+    importance = pruner.importance
+    model.train()
+    for group in pruner.DG.get_all_groups(ignored_layers=pruner.ignored_layers):
+        scores = importance(group)
+        assert scores.shape == (len(group[0].idxs),)
+        assert scores.dtype == torch.float32
+        assert bool(torch.isfinite(scores).all())
+        assert bool((scores > 0).all())
+        parts = pruner._get_channel_groups(group) if name in ("grouped", "group_norm") else 1
+        assert len(scores.unique()) == len(scores) // parts
+        assert torch.equal(importance(group), scores)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert all(m.training for m in model.modules())
+    assert all(p.grad is not None and bool((p.grad == 1).all()) for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    "cls", [tp.pruner.BNScalePruner, tp.pruner.GroupNormPruner, tp.pruner.GrowingRegPruner]
+)
+def test_the_importance_in_regularizing_pruners_of_the_host(cls: Any) -> None:
+    case = CASES["normed"]
+    model = case.build()
+    pruner = pruner_of(case, model, cls, num_heads={})
+    pruner.update_regularizer()
+    model(case.inputs()).square().sum().backward()
+    pruner.regularize(model)
+    asked = len(pruner.importance._known)
+    pruner.regularize(model)
+    assert len(pruner.importance._known) == asked
+    assert all(bool(torch.isfinite(p.grad).all()) for p in model.parameters() if p.grad is not None)
+    pruner.step()
+    assert model[0].out_channels == 4
+
+
+class Scale(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.rand(width) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gain[:, None, None]
+
+
+class ScalePruner(tp.BasePruningFunc):
+    def prune_out_channels(self, layer: Any, idxs: list[int]) -> Any:
+        keep = [n for n in range(len(layer.gain)) if n not in idxs]
+        layer.gain = self._prune_parameter_and_grad(layer.gain, keep, 0)
+        return layer
+
+    prune_in_channels = prune_out_channels
+
+    def get_out_channels(self, layer: Any) -> int:
+        return len(layer.gain)
+
+    get_in_channels = get_out_channels
+
+
+@torch.no_grad()
+def test_customized_pruners_are_followed() -> None:
+    torch.manual_seed(0)
+    model: Any = nn.Sequential(nn.Conv2d(3, 8, 3), Scale(8), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
+    x = torch.randn(4, 3, 6, 6)
+    graph = tp.DependencyGraph()
+    with torch.enable_grad():
+        graph.build_dependency(model, x[:1], customized_pruners={Scale: ScalePruner()})
+    group = graph.get_pruning_group(model[0], tp.prune_conv_out_channels, list(range(8)))
+    units = CoupledUnits(model, [coupling(group, "conv")])
+    kept = torch.tensor([True, False] * 4)
+    with units.zeroed(kept):
+        assert bool((model[1].gain[~kept] == 0).all())
+        zeroed = model(x)
+    group.prune([1, 3, 5, 7])
+    torch.testing.assert_close(zeroed, model(x), rtol=1e-4, atol=1e-5)

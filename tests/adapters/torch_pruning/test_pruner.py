@@ -1,0 +1,130 @@
+"""What the pruners evolve is really removed, as much of it as the host asks for."""
+
+from __future__ import annotations
+
+import warnings
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+import torch_pruning as tp
+
+import de_plugin
+from de_plugin.adapters.torch_pruning import (
+    DEBNScalePruner,
+    DEGroupNormPruner,
+    DEGrowingRegPruner,
+    DEPruner,
+)
+from de_plugin.errors import DEWarning
+from tests.adapters.torch_pruning.architectures import CASES, last_layer
+from tests.adapters.torch_pruning.pruners import MODES, fix_heads, pruner_of, shapes
+
+
+@pytest.mark.parametrize(("name", "mode"), [x for x in product(CASES, MODES) if x != ("split", "iterative")])
+def test_the_pruner_takes_what_it_has_chosen_and_as_much_as_the_host(name: str, mode: str) -> None:
+    case = CASES[name]
+    model, host = case.build(), case.build()
+    pruner = pruner_of(case, model, **MODES[mode])
+    options = {**case.options(host), **MODES[mode], "ignored_layers": [last_layer(host)]}
+    for key in ("num_heads", "in_channel_groups", "out_channel_groups"):
+        options.setdefault(key, {})
+    magnitude = tp.importance.GroupMagnitudeImportance()
+    other = tp.pruner.BasePruner(host, case.inputs(1), magnitude, pruning_ratio=0.5, **options)
+    for _ in range(pruner.iterative_steps):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DEWarning)
+            pruner.step()
+        other.step()
+        fix_heads(model, pruner)
+        fix_heads(host, other)
+    if not MODES[mode].get("global_pruning"):
+        assert shapes(model) == shapes(host)
+    out = model(case.inputs(3))
+    assert out.shape == (3, 5)
+    assert bool(torch.isfinite(out).all())
+    assert len(pruner.report()) == pruner.iterative_steps
+    assert pruner.report()[-1].removed
+
+
+@pytest.mark.parametrize("cls", [DEBNScalePruner, DEGroupNormPruner, DEGrowingRegPruner])
+def test_regularizing_pruners(cls: Any) -> None:
+    case = CASES["normed"]
+    model = case.build()
+    pruner = pruner_of(case, model, cls)
+    pruner.update_regularizer()
+    model.train()
+    model(case.inputs()).square().sum().backward()
+    grads = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    pruner.regularize(model)
+    if hasattr(pruner, "update_reg"):
+        pruner.update_reg()
+    after = [p.grad for p in model.parameters() if p.grad is not None]
+    assert any(not torch.equal(a, b) for a, b in zip(grads, after, strict=True))
+    assert all(bool(torch.isfinite(g).all()) for g in after)
+    pruner.step()
+    assert model[0].out_channels == 4
+
+
+def test_whole_heads() -> None:
+    case = CASES["vit"]
+    model = case.build()
+    pruner = pruner_of(
+        case, model, pruning_ratio=0.25, prune_num_heads=True, prune_head_dims=False, head_pruning_ratio=0.5
+    )
+    pruner.step()
+    assert pruner.num_heads[model.attention.qkv] == 2
+    fix_heads(model, pruner)
+    assert model(case.inputs(3)).shape == (3, 5)
+    assert shapes(model)["attention.qkv.weight"] == (24, 12)
+    assert pruner.report()[0].removed["attention.proj"] == (16, 8)
+
+
+def test_interactive_and_ratios_of_single_layers() -> None:
+    case = CASES["plain"]
+    model = case.build()
+    pruner = pruner_of(case, model, pruning_ratio_dict={model[0]: 0.25})
+    groups = list(pruner.step(interactive=True))
+    assert len(groups) == 2
+    for group in groups:
+        group.prune()
+    assert pruner.report()[0].removed == {"0": (8, 6), "2": (12, 6)}
+    assert (model[0].out_channels, model[2].out_channels) == (6, 6)
+
+
+@pytest.mark.parametrize("name", ["residual", "normed", "concat"])
+def test_it_keeps_more_than_magnitude_does(name: str) -> None:
+    case = CASES[name]
+    x = case.inputs(128)
+    teacher = case.build()
+    results = []
+    for kind in ("de", "magnitude"):
+        model = case.build()
+        options: dict[str, Any] = {"pruning_ratio": 0.5, "ignored_layers": [last_layer(model)]}
+        pruner: Any
+        if kind == "de":
+            pruner = DEPruner(model, x[:1], x, match_batchnorm=False, **options)
+        else:
+            pruner = tp.pruner.BasePruner(model, x[:1], tp.importance.GroupMagnitudeImportance(), **options)
+        pruner.step()
+        with torch.no_grad():
+            results.append(float(de_plugin.KL()(model(x), teacher(x), None)))
+    assert results[0] < results[1]
+
+
+def test_same_seed_same_network() -> None:
+    case = CASES["residual"]
+    first, second = case.build(), case.build()
+    for model in (first, second):
+        pruner_of(case, model, global_pruning=True).step()
+    assert shapes(first) == shapes(second)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+
+
+def test_a_group_never_loses_more_than_the_highest_ratio() -> None:
+    case = CASES["plain"]
+    model = case.build()
+    pruner_of(case, model, global_pruning=True, pruning_ratio=0.6, max_pruning_ratio=0.75).step()
+    assert model[0].out_channels >= 2
+    assert model[2].out_channels >= 3

@@ -1,0 +1,111 @@
+"""What the host does silently wrong is refused, and nothing is left changed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch_pruning as tp
+from torch import Tensor
+
+from de_plugin.adapters.torch_pruning import (
+    DEImportance,
+    DEPruner,
+    register,
+    unregister,
+)
+from de_plugin.errors import ArgumentError, DEWarning, SelectionError
+from tests.adapters.torch_pruning.architectures import CASES, last_layer
+from tests.adapters.torch_pruning.pruners import QUICK, pruner_of, shapes
+
+
+@pytest.mark.parametrize("cls", [DEPruner, tp.pruner.BasePruner])
+def test_a_split_whose_sizes_the_host_has_not_kept_up_with_is_refused(cls: Any) -> None:
+    case = CASES["split"]
+    model = case.build()
+    pruner = pruner_of(case, model, cls, iterative_steps=2)
+    pruner.step()
+    before = shapes(model)
+    with pytest.raises(SelectionError, match="make a new pruner for each step"):
+        pruner.step()
+    assert shapes(model) == before
+    again = pruner_of(case, model, cls, pruning_ratio=0.25)
+    again.step()
+    assert model(case.inputs(3)).shape == (3, 5)
+
+
+def test_a_search_that_fails_leaves_the_model() -> None:
+    case = CASES["normed"]
+    model = case.build().train()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+
+    def broken(_student: Any, _teacher: Any) -> Tensor:
+        raise ValueError("no such measure")
+
+    x = case.inputs()
+    pruner = DEPruner(model, x[:1], x, criterion=QUICK, divergence=broken, ignored_layers=[last_layer(model)])
+    model.train()
+    with pytest.raises(Exception, match="no such measure"):
+        pruner.step()
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert all(m.training for m in model.modules())
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"isomorphic": True}, "global_pruning=True"),
+        ({"pruning_ratio": 1.0}, "below 1"),
+        ({"pruning_ratio": 1.5}, r"\[0, 1\]"),
+        ({"pruning_ration": 0.5}, "pruning_ration=...\\): unknown"),
+        ({"unwrapped_parameters": [3]}, "list of"),
+        (
+            {"pruning_ratio": 0.0, "prune_num_heads": True, "head_pruning_ratio": 0.5},
+            "along with channels only",
+        ),
+    ],
+)
+def test_what_the_host_ignores_silently_is_refused(options: dict[str, Any], match: str) -> None:
+    case = CASES["plain"]
+    model = case.build()
+    with pytest.raises(ArgumentError, match=match):
+        pruner_of(case, model, **options)
+
+
+def test_more_silence_that_is_broken() -> None:
+    model = CASES["grouped"].build()
+    with pytest.raises(ArgumentError, match="equals the groups of '2'"):
+        pruner_of(CASES["grouped"], model, round_to=2)
+    with pytest.raises(ArgumentError, match="give criterion=as_criterion"):
+        pruner_of(CASES["mlp"], CASES["mlp"].build(), importance=tp.importance.LAMPImportance())
+    with pytest.raises(ArgumentError, match="needs calibration data"):
+        DEPruner(model, CASES["grouped"].inputs(1))
+    pruner = pruner_of(CASES["mlp"], CASES["mlp"].build(), pruning_ratio=0.0)
+    with pytest.warns(DEWarning, match="has removed nothing"):
+        pruner.step()
+    one = pruner_of(CASES["mlp"], CASES["mlp"].build())
+    assert one.in_channel_groups is not pruner.in_channel_groups
+
+
+def test_registering_is_idempotent_and_reversible() -> None:
+    assert not hasattr(tp.importance, "DEImportance")
+    register()
+    register()
+    try:
+        assert tp.importance.DEImportance is DEImportance
+        assert tp.pruner.DEPruner is DEPruner
+    finally:
+        unregister()
+        unregister()
+    assert not hasattr(tp.importance, "DEImportance")
+    assert not hasattr(tp.pruner, "DEPruner")
+    tp.pruner.DEPruner = object
+    try:
+        with pytest.raises(ArgumentError, match="remove that first"):
+            register()
+        assert not hasattr(tp.importance, "DEImportance")
+        unregister()
+        assert tp.pruner.DEPruner is object
+    finally:
+        del tp.pruner.DEPruner

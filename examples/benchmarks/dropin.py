@@ -136,6 +136,7 @@ METHODS = (
 def main() -> None:
     """Measure every cell and write it."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--host", choices=["torch-pruning"], default="torch-pruning")
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--networks", nargs="+", default=["lenet5", "resnet"])
     parser.add_argument("--ratios", nargs="+", type=float, default=[0.25, 0.5, 0.75])
@@ -147,7 +148,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     document: dict[str, Any] = {
-        "host": "torch-pruning",
+        "host": options.host,
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,

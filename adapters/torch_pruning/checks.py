@@ -16,7 +16,14 @@ OWN = ("criterion", "divergence", "forward", "samples", "batch_size", "holdout",
 """Options of ours, beside the host's."""
 
 
-def check_options(model: Any, who: str, options: Mapping[str, Any], batches: Any, importance: Any) -> None:
+def check_options(
+    model: Any,
+    who: str,
+    options: Mapping[str, Any],
+    own: Mapping[str, Any],
+    batches: Any,
+    importance: Any,
+) -> None:
     """Refuse options that cannot work.
 
     Raises:
@@ -39,6 +46,12 @@ def check_options(model: Any, who: str, options: Mapping[str, Any], batches: Any
         raise ArgumentError(
             f"importance={type(importance).__name__}: {who} ranks by its criterion; give "
             "criterion=as_criterion(importance), or the importance to a pruner of the host"
+        )
+    doubled = [name for name in own if name != "match_batchnorm"]
+    if importance is not None and (doubled or batches is not None):
+        raise ArgumentError(
+            f"{who}: got a DEImportance, whose settings count, and {', '.join(doubled) or 'batches'} beside "
+            "it; give them to the importance"
         )
     if options.get("isomorphic") and not options.get("global_pruning"):
         raise ArgumentError(

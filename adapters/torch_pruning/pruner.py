@@ -62,7 +62,7 @@ class Evolving(_Host):
         importance = options.pop("importance", None)
         if isinstance(batches, DEImportance) and importance is None:
             importance, batches = batches, None
-        check_options(model, type(self).__name__, options, batches, importance)
+        check_options(model, type(self).__name__, options, own, batches, importance)
         for name in ("in_channel_groups", "out_channel_groups", "num_heads", "channel_groups"):
             options[name] = dict(options.get(name) or {})  # the host's own default is one dict for all
         criterion = own.pop("criterion", None)
@@ -73,7 +73,6 @@ class Evolving(_Host):
             self._asking = Asking(teacher_of(model), batches, **own)
             self.criterion = DirectedEvolution.brief() if criterion is None else resolved(criterion)
         self._match = BatchNormMatching() if match else None
-        self._regularizing = False
         self._chosen: dict[Any, Tensor] = {}
         self._reports: list[StepReport] = []
         super().__init__(model, example_inputs, importance or _CHEAP, **options)
@@ -81,23 +80,13 @@ class Evolving(_Host):
     # -- the host's seams ------------------------------------------------------------------------
 
     def estimate_importance(self, group: Any) -> Tensor:
-        """Return scores that make the host choose what has been evolved; cheap ones to regularize by."""
-        chosen = None if self._regularizing else self._chosen.get(key_of(group))
-        if chosen is not None:
-            return chosen
-        cheap: Tensor = _CHEAP(group)
-        return cheap
+        """Return scores that make the host choose what has been evolved.
 
-    def regularize(self, *args: Any, **options: Any) -> Any:
-        """Regularize by magnitude: it is asked for on every batch."""
-        return self._cheaply("regularize", *args, **options)
-
-    def _cheaply(self, method: str, *args: Any, **options: Any) -> Any:
-        self._regularizing = True
-        try:
-            return getattr(super(), method)(*args, **options)
-        finally:
-            self._regularizing = False
+        Outside a step they are magnitudes: pruners that regularize ask on every batch.
+        """
+        chosen: Tensor | None = self._chosen.get(key_of(group))
+        found: Tensor = _CHEAP(group) if chosen is None else chosen
+        return found
 
     def _prune(self) -> Iterator[Any]:
         found: list[Entry] = []
@@ -297,7 +286,3 @@ class DEGroupNormPruner(Evolving, tp.pruner.GroupNormPruner):
 
 class DEGrowingRegPruner(Evolving, tp.pruner.GrowingRegPruner):
     """`torch_pruning.pruner.GrowingRegPruner` that evolves what goes; see `DEPruner`."""
-
-    def update_reg(self, *args: Any, **options: Any) -> Any:
-        """Update the growing regularization by magnitude."""
-        return self._cheaply("update_reg", *args, **options)

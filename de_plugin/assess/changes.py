@@ -22,6 +22,19 @@ TOUCHED = 64
 """Writing a number takes about as long as so many multiplications."""
 
 
+def scattered_work(flips: int, weights: int, outputs: int) -> int:
+    """Return what a product with scattered weights costs a position, in multiplications of a dense one.
+
+    Its inputs are laid out anew for it.
+
+    Args:
+        flips: weights that differ, over all candidates.
+        weights: of the layer.
+        outputs: of the layer.
+    """
+    return SCATTERED * flips + TOUCHED * weights // outputs
+
+
 @dataclass(frozen=True)
 class Product:
     """One call of a layer: ``func(input, weight, bias, **options)``.
@@ -117,7 +130,7 @@ class Weights:
     def from_one(self, product: Product, x: Tensor, parent: Tensor | None) -> Tensor:
         """Add scattered differences to the student's output, or multiply with all weights side by side."""
         dense = self.dense.numel() * self.candidates
-        scattered = self.size * SCATTERED + TOUCHED * self.dense.numel() // self.layer.shape[0]
+        scattered = scattered_work(self.size, self.dense.numel(), self.layer.shape[0])
         if parent is not None and product.groups == 1 and scattered < dense and _columns_fit(product, x):
             return self._differences(product, x, parent)
         weights = self.weights()

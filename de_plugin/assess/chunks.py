@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from de_plugin.assess.changes import SCATTERED, TOUCHED
+from de_plugin.assess.changes import SCATTERED, scattered_work
 from de_plugin.assess.layers import Layer
 from de_plugin.assess.record import Record
 from de_plugin.assess.slab import Slab
@@ -66,6 +66,11 @@ class Chunks:
         steps = len(self.structure.steps)
         return np.array([self.structure.first.get(n, steps) for n in range(len(self.units.layers))])
 
+    @cached_property
+    def before(self) -> NDArray[np.float64]:
+        """About how long what comes before each step takes, and all of it, in multiplications."""
+        return np.array(self.structure.cost_before)
+
     def start(self, layers: Sequence[int], record: Record) -> int:
         """Return the number of the step that uses one of the layers first."""
         return min([record.first[n] for n in layers if n in record.first], default=len(record.steps))
@@ -83,11 +88,10 @@ class Chunks:
         them together, than its own run takes.
         """
         dense = SCATTERED * slab.counts.sum(1) > self.units.count
-        before = np.array(self.structure.cost_before)
-        shared = before[self.starts(slab)]
-        if dense.all() and shared.sum() < before[-1]:
+        shared = self.before[self.starts(slab)]
+        if dense.all() and shared.sum() < self.before[-1]:
             return np.arange(len(slab))
-        return np.flatnonzero(dense & (shared <= _LITTLE * before[-1]))
+        return np.flatnonzero(dense & (shared <= _LITTLE * self.before[-1]))
 
     def one_pass(self) -> int:
         """Return how many samples of one candidate the working set holds, all activations counted."""
@@ -131,12 +135,11 @@ class Chunks:
 
     def _largest(self, slab: Slab, members: NDArray[np.int64], start: int) -> int:
         """Return the bytes of the largest layer of which candidates need weights of their own, at least 1."""
-        counts = slab.counts[members].max(0)
-        own = SCATTERED * counts + [TOUCHED * x.count // x.shape[0] for x in self.units.layers]
+        counts = slab.counts[members].max(0).tolist()
         sizes = [
             _bytes_of(layer)
-            for n, layer in enumerate(self.units.layers)
-            if counts[n] and (self._first[n] != start or own[n] >= layer.count)
+            for first, flips, layer in zip(self._first, counts, self.units.layers, strict=True)
+            if flips and (first != start or scattered_work(flips, layer.count, layer.shape[0]) >= layer.count)
         ]
         return max(sizes, default=1)
 

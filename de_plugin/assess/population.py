@@ -216,7 +216,7 @@ class Population:
         A pass is the number of its part of the samples, how many those are, and the chunk.
         """
         starts = self._chunks.starts(slab)
-        before = np.array(self._structure.cost_before) / self._chunks.samples
+        before = self._chunks.before / self._chunks.samples
         cost = before[-1] - before[starts]
         costs = [_PASS + size * before[-1] for size in pieces.sizes]
         part = -1

@@ -41,7 +41,7 @@ class Slab:
         self._make = differences
         self._held: dict[int, Tensor] = {}
         self._units = units
-        self._edges = torch.tensor([*(layer.start for layer in units.layers), units.count])
+        self._edges = np.array([*(layer.start for layer in units.layers), units.count])
         self._known = np.zeros((count, len(units.layers)))
 
         def work() -> Tensor:
@@ -76,24 +76,26 @@ class Slab:
                 if _INDEX * self._known[number].sum() <= count:
                     found = found.nonzero()[:, 0]
             else:
-                self._known[number] = torch.searchsorted(found, self._edges).diff().numpy()
+                self._known[number] = np.diff(np.searchsorted(found.numpy(), self._edges))
                 if _INDEX * len(found) > count:
                     found = torch.zeros(count, dtype=torch.bool).index_fill_(0, found, True)
             self._held[number] = found
         return self._held[number]
 
     def _flips(self, layer: int, number: int) -> Tensor:
+        """Return a candidate's flips in a layer, numbered over all layers."""
         held, start = self._differences(number), self._units.layers[layer].start
         if held.dtype == torch.bool:
-            return held[start : self._units.layers[layer].stop].nonzero()[:, 0]
+            return held[start : self._units.layers[layer].stop].nonzero()[:, 0] + start
         before = int(self.counts[number, :layer].sum())
-        return held[before : before + self.counts[number, layer]] - start
+        return held[before : before + self.counts[number, layer]]
 
     def flips(self, layer: int, numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Return whose the flips of a layer are, places in `numbers`, and the flips, both ascending."""
         sizes = torch.from_numpy(self.counts[list(numbers), layer])
         owner = torch.repeat_interleave(torch.arange(len(sizes)), sizes)
-        return owner, torch.cat([self._flips(layer, n) for n in numbers])
+        flips = torch.cat([self._flips(layer, n) for n in numbers])
+        return owner, flips - self._units.layers[layer].start
 
     def rows(self, layer: int, numbers: Sequence[int], kept: Mask) -> Masks:
         """Return what candidates keep of a layer, ``(candidates, units)``; the student keeps `kept`."""
@@ -104,7 +106,7 @@ class Slab:
             if held.dtype == torch.bool:
                 row ^= held[where.start : where.stop]
             else:
-                at = self._flips(layer, number)
+                at = self._flips(layer, number) - where.start
                 row.scatter_(0, at, ~kept[at])
         return rows
 

@@ -79,6 +79,9 @@ def test_more_silence_that_is_broken() -> None:
         pruner_of(CASES["grouped"], model, round_to=2)
     with pytest.raises(ArgumentError, match="give criterion=as_criterion"):
         pruner_of(CASES["mlp"], CASES["mlp"].build(), importance=tp.importance.LAMPImportance())
+    x, other = CASES["mlp"].inputs(), CASES["mlp"].build()
+    with pytest.raises(ArgumentError, match="a DEImportance, whose settings count, and seed beside"):
+        DEPruner(other, x[:1], DEImportance(other, x, QUICK), seed=3)
     with pytest.raises(ArgumentError, match="needs calibration data"):
         DEPruner(model, CASES["grouped"].inputs(1))
     pruner = pruner_of(CASES["mlp"], CASES["mlp"].build(), pruning_ratio=0.0)

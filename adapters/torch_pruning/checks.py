@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any
 
 import torch_pruning as tp
@@ -12,7 +14,11 @@ from torch import nn
 from de_plugin.adapters.torch_pruning.importance import DEImportance
 from de_plugin.errors import ArgumentError
 
-OWN = ("criterion", "divergence", "forward", "samples", "batch_size", "holdout", "seed", "match_batchnorm")
+TARGETS = ("target_macs", "target_params", "max_divergence")
+"""Options that say what is to be reached in place of a ratio."""
+ASKED = ("criterion", "divergence", "forward", "samples", "batch_size", "holdout", "seed")
+"""Options of the search, which a `DEImportance` has settled already."""
+OWN = (*ASKED, "match_batchnorm", *TARGETS)
 """Options of ours, beside the host's."""
 
 
@@ -47,7 +53,7 @@ def check_options(
             f"importance={type(importance).__name__}: {who} ranks by its criterion; give "
             "criterion=as_criterion(importance), or the importance to a pruner of the host"
         )
-    doubled = [name for name in own if name != "match_batchnorm"]
+    doubled = [name for name in own if name in ASKED]
     if importance is not None and (doubled or batches is not None):
         raise ArgumentError(
             f"{who}: got a DEImportance, whose settings count, and {', '.join(doubled) or 'batches'} beside "
@@ -71,8 +77,29 @@ def check_options(
             f"head_pruning_ratio={options['head_pruning_ratio']} with pruning_ratio=0: heads go "
             "along with channels only; give a pruning_ratio above 0, and ignored_layers for the rest"
         )
+    _check_targets(options, own)
     _check_rounding(model, options)
     _check_unwrapped(options.get("unwrapped_parameters"))
+
+
+def _check_targets(options: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    given = [name for name in TARGETS if own.get(name) is not None]
+    if not given:
+        return
+    beside = [name for name in ("pruning_ratio", "ch_sparsity") if name in options]
+    if len(given) + len(beside) > 1:
+        pairs = [f"{name}={own.get(name, options.get(name))!r}" for name in (*given, *beside)]
+        raise ArgumentError(f"{' and '.join(pairs)}: each says how much goes; give only one of them")
+    [name] = given
+    value = own[name]
+    number = isinstance(value, Real) and not isinstance(value, bool) and 0 < float(value) < math.inf
+    if name == "max_divergence" and not number:
+        raise ArgumentError(f"max_divergence={value!r}: expected a finite number above 0")
+    if name != "max_divergence" and (not number or value == 1):
+        raise ArgumentError(
+            f"{name}={value!r}: expected a fraction of the network in (0, 1), such as 0.5 to leave "
+            "half of it, or a number above 1"
+        )
 
 
 def _check_rounding(model: nn.Module, options: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Measuring candidates on really pruned copies, where zeroing channels is not what removing them is."""
+"""Measuring candidates on really pruned copies: exact for norms and attention, and the less to compute."""
 
 from __future__ import annotations
 
@@ -10,9 +10,13 @@ from torch import Tensor, nn
 
 from de_plugin.adapters.torch_pruning.entries import Entry
 from de_plugin.adapters.torch_pruning.ties import owners
+from de_plugin.assess.batches import Batch
 from de_plugin.assess.candidates import Candidates
 from de_plugin.assess.problem import Problem
 from de_plugin.assess.repair import Repair
+from de_plugin.errors import ArgumentError
+from de_plugin.prune.recover.batchnorm import Tentative
+from de_plugin.prune.recover.moments import joined
 from de_plugin.types import Values
 
 
@@ -20,7 +24,7 @@ class Copies:
     """Measures each candidate on a copy of the model from which its channels are removed.
 
     Args:
-        problem: whose student is asked; its repair is left out.
+        problem: whose student is asked.
         found: the groups, in the order of the problem's couplings.
     """
 
@@ -34,20 +38,33 @@ class Copies:
         return self.problem.pool.batch_size
 
     def __call__(self, population: Candidates, index: Tensor, repair: Repair | None = None) -> Values:
-        """Return one divergence a candidate."""
+        """Return one divergence a candidate; the repair can be batch-norm matching only."""
+        if repair is not None and not isinstance(repair, Tentative):
+            raise ArgumentError(f"repair={repair!r}: copies can have their batch norms matched, and no more")
         problem, ranks = self.problem, self.problem.ranks
-        batches = problem.pool.take(index)
         mine = [n for n, rank in enumerate(ranks.shares([1.0] * len(population))) if rank == ranks.rank]
 
         def work() -> Tensor:
             values = torch.zeros(len(population), dtype=torch.float64)
+            batches = problem.pool.take(index) if mine else []
+            if repair is not None and mine:
+                batches = joined(batches)
             for row in mine:
-                model = removed(problem.model, self._plan, population.mask(row))
-                with torch.no_grad():
-                    values[row] = float(problem.measure(batches, model))
+                values[row] = self._measured(population.mask(row), batches, repair)
             return values
 
         return ranks.run_shared(len(population), work)
+
+    def _measured(self, kept: Tensor, batches: list[Batch], repair: Tentative | None) -> float:
+        model = removed(self.problem.model, self._plan, kept)
+        with torch.no_grad():
+            if repair is not None:
+                gone = _gone(self._plan, kept)
+                with repair.on_copy(self.problem, model, gone):
+                    values = self.problem.measure(batches, model)
+                if len(batches) == 1:
+                    return float(values)
+            return float(self.problem.measure(batches, model))
 
 
 Plan = list[tuple[str, Any, Tensor, Tensor]]
@@ -76,10 +93,21 @@ def plan(model: nn.Module, found: list[Entry]) -> Plan:
     return [(name, dep, torch.cat(c), torch.cat(u)) for (name, _), (dep, c, u) in merged.items()]
 
 
+def _gone(plan: Plan, kept: Tensor) -> dict[str, Tensor]:
+    """Return the channels that each module loses, by its name."""
+    gone: dict[str, list[Tensor]] = {}
+    for name, _, channels, units in plan:
+        gone.setdefault(name, []).append(channels[(units >= 0) & ~kept[units.clamp_min(0)]])
+    return {name: torch.cat(parts).unique() for name, parts in gone.items()}
+
+
 def removed(model: nn.Module, plan: Plan, kept: Tensor) -> nn.Module:
     """Return a copy of a model without the channels whose units are not kept."""
     with torch.no_grad():
-        result = copy.deepcopy(model)
+        # Pruning functions make what they cut anew: values need no copy, only objects of their own.
+        shared: dict[int, Any] = {id(x): x.detach() for x in model.buffers()}
+        shared |= {id(x): nn.Parameter(x.detach(), x.requires_grad) for x in model.parameters()}
+        result = copy.deepcopy(model, shared)
         for name, dep, channels, units in plan:
             gone = channels[(units >= 0) & ~kept[units.clamp_min(0)]].unique().tolist()
             if not gone:

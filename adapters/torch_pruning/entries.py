@@ -26,7 +26,7 @@ class Entry:
         name: of its root layer.
         scope: groups of one scope are ranked against each other.
         ratio: share of the scope's first channels that is gone after the step.
-        parts: how many times the host repeats a choice of channels.
+        parts: how many times the host repeats a choice of channels; 1 where whole heads go.
         heads: attention heads, where whole heads go; else 0.
         coupling: the units: channels, tiled over parts, or heads.
         least: units that must stay.
@@ -71,7 +71,7 @@ def entries(pruner: Any) -> Iterator[Entry]:
         parts = pruner._get_channel_groups(group)
         heads = 0
         if attention and pruner.prune_num_heads and not pruner.prune_head_dims:
-            heads = max(pruner.num_heads[layer] for layer in projections)
+            heads, parts = max(pruner.num_heads[layer] for layer in projections), 1
         scope, ratio = _scope(pruner, group)
         if heads:
             scope, ratio = _head_scope(pruner, group, projections)

@@ -70,6 +70,7 @@ class DirectedEvolution:
         16
         """
         return cls(
+            criteria=("magnitude", "activation", "fisher", "taylor"),
             population=16,
             generations=3,
             samples=1024,

@@ -64,14 +64,14 @@ class BatchNormMatching(MomentMatching):
 
     def in_assessment(self) -> Repair:
         """Return the matching on a candidate's own batches, undone on exit."""
-        return _Tentative(self)
+        return Tentative(self)
 
     def _watched(self, model: nn.Module) -> dict[str, tuple[nn.Module, int]]:
         return {name: (norm, 1) for name, norm in _norms(model).items()}
 
 
 @dataclass(frozen=True)
-class _Tentative:
+class Tentative:
     """The matching of one candidate, or of many side by side.
 
     Args:
@@ -99,6 +99,27 @@ class _Tentative:
                 for live, value in saved:
                     live.copy_(value)
 
+    @contextmanager
+    def on_copy(self, problem: Problem, model: nn.Module, gone: Mapping[str, Tensor]) -> Iterator[None]:
+        """Match a copy of the student that has really lost channels, as it runs.
+
+        On a single batch the outputs are those of the matched model already.
+
+        Args:
+            problem: whose teacher is matched.
+            model: the copy; its batch norms get statistics of their own.
+            gone: the channels that each of its batch norms has lost, int64, by name.
+        """
+        teacher = dict(self.matching._teacher(problem))
+        for name, norm in _norms(model).items():
+            if name in teacher:
+                for own in ("running_mean", "running_var"):
+                    setattr(norm, own, getattr(norm, own).clone())
+                if len(gone.get(name, ())):
+                    teacher[name] = teacher[name].without(gone[name])
+        with _matching(model, teacher):
+            yield
+
     def statistics(self, problem: Problem) -> Mapping[int, Statistics]:
         """Return what matches each batch norm on its inputs, by ``id`` of its running mean."""
         teacher = self.matching._teacher(problem)
@@ -117,13 +138,22 @@ def _statistics(norm: _Norm, teacher: Moments, mean: Tensor, var: Tensor, x: Ten
     return matched(norm, (own_mean, own_var), teacher, mean, var)
 
 
-def _match(problem: Problem, batches: list[Batch], teacher: dict[str, Moments]) -> None:
+def _match(problem: Problem, batches: list[Batch], teacher: Mapping[str, Moments]) -> None:
     """Run the student as it stands; a batch norm gets its statistics just before it runs."""
+    with _matching(problem.model, teacher), torch.no_grad():
+        for batch in batches:
+            problem.forward(problem.model, batch.inputs)
+
+
+@contextmanager
+def _matching(model: nn.Module, teacher: Mapping[str, Moments]) -> Iterator[None]:
+    """Give each batch norm its statistics just before it runs, from all it has seen inside."""
     seen: dict[str, Moments] = {}
+    norms = {name: norm for name, norm in _norms(model).items() if name in teacher}
     before = {
         name: (norm.running_mean.clone(), norm.running_var.clone())
-        for name, norm in _norms(problem.model).items()
-        if name in teacher and norm.running_mean is not None and norm.running_var is not None
+        for name, norm in norms.items()
+        if norm.running_mean is not None and norm.running_var is not None
     }
 
     def adjust(name: str) -> Any:
@@ -135,12 +165,10 @@ def _match(problem: Problem, batches: list[Batch], teacher: dict[str, Moments]) 
 
         return hook
 
-    modules = dict(problem.model.named_modules())
-    with ExitStack() as stack, torch.no_grad():
-        for name in before:
-            stack.callback(modules[name].register_forward_pre_hook(adjust(name)).remove)
-        for batch in batches:
-            problem.forward(problem.model, batch.inputs)
+    with ExitStack() as stack:
+        for name, norm in norms.items():
+            stack.callback(norm.register_forward_pre_hook(adjust(name)).remove)
+        yield
 
 
 def matched(

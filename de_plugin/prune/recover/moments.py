@@ -35,6 +35,15 @@ class Moments:
         self.count = total
         return self
 
+    def without(self, channels: Tensor) -> Moments:
+        """Return the moments of all channels but some, int64."""
+        result = Moments()
+        kept = torch.ones(len(self.mean), dtype=torch.bool)
+        kept[channels] = False
+        result.count = self.count
+        result.mean, result._squares = self.mean[kept], self._squares[kept]
+        return result
+
     @property
     def var(self) -> Tensor:
         """Variance over all that was added, ``(channels,)``."""

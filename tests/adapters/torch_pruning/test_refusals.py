@@ -73,6 +73,27 @@ def test_what_the_host_ignores_silently_is_refused(options: dict[str, Any], matc
         pruner_of(case, model, **options)
 
 
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"target_macs": 0.5, "pruning_ratio": 0.5}, "target_macs=0.5 and pruning_ratio=0.5: .* only one"),
+        ({"target_macs": 0.5, "max_divergence": 0.1}, "target_macs=0.5 and max_divergence=0.1"),
+        ({"target_macs": 1}, "target_macs=1: expected a fraction"),
+        ({"target_macs": -0.5}, r"in \(0, 1\)"),
+        ({"target_params": "half"}, "target_params='half'"),
+        ({"target_params": True}, "target_params=True"),
+        ({"max_divergence": float("nan")}, "max_divergence=nan: expected a finite number above 0"),
+        ({"target_params": 1e9}, "has 1165 already, so that nothing would be pruned"),
+    ],
+)
+def test_targets_that_cannot_be_meant_are_refused(options: dict[str, Any], match: str) -> None:
+    model, x = CASES["plain"].build(), CASES["plain"].inputs()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with pytest.raises(ArgumentError, match=match):
+        DEPruner(model, x[:1], x, criterion=QUICK, ignored_layers=[last_layer(model)], **options)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
 def test_more_silence_that_is_broken() -> None:
     model = CASES["grouped"].build()
     with pytest.raises(ArgumentError, match="equals the groups of '2'"):

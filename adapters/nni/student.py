@@ -14,6 +14,8 @@ from de_plugin.assess.teacher import Forward
 from de_plugin.errors import ArgumentError
 
 _MULTIPLYING = ("mul", "movement_mul", "slim_mul")
+_RUNNERS = ("_trainer", "_fabric")
+"""Where a module of Lightning keeps what trains it, which holds the evaluator and its data."""
 
 
 def student(model: nn.Module, own: Collection[Any] = ()) -> nn.Module:
@@ -43,7 +45,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
     """Return a copy without wrappers and masks, in the modes that the model is in.
 
     It can be taken in the middle of training: wrappers hold tensors then that no copy can be made of, and are
-    left out.
+    left out, as is Lightning's trainer.
 
     Args:
         model: wrapped or not; nothing in it is touched.
@@ -59,6 +61,8 @@ def unwrapped(model: nn.Module) -> nn.Module:
         if name in wrappers:
             memo[id(wrappers[name])] = nn.Identity()
             memo[id(vars(module)["forward"])] = _gone
+        for runner in _runners(module).values():
+            memo[id(runner)] = _gone
         for tensor in (*module._parameters.values(), *module._buffers.values()):
             if tensor is not None and not tensor.is_leaf:
                 memo[id(tensor)] = tensor.detach().clone()
@@ -74,7 +78,16 @@ def unwrapped(model: nn.Module) -> nn.Module:
     copies = dict(result.named_modules())
     for name, wrapper in wrappers.items():
         _unwrap(copies[name], wrapper, memo)
+    for module in copies.values():
+        vars(module).update(dict.fromkeys(_runners(module)))
     return result
+
+
+def _runners(module: nn.Module) -> dict[str, Any]:
+    """Return what trains a module, by the name of the attribute that holds it."""
+    if all(cls.__name__ != "LightningModule" for cls in type(module).__mro__):
+        return {}
+    return {name: vars(module)[name] for name in _RUNNERS if vars(module).get(name) is not None}
 
 
 def _wrappers(model: nn.Module) -> dict[str, Any]:
@@ -87,7 +100,7 @@ def _wrappers(model: nn.Module) -> dict[str, Any]:
 
 
 def _gone(*_: Any, **__: Any) -> None:
-    """Stand in for a wrapped forward until the copy gets its own back."""
+    """Stand in for a wrapped forward until the copy gets its own back, and for a trainer."""
 
 
 def _unwrap(module: Any, wrapper: Any, memo: dict[int, Any]) -> None:

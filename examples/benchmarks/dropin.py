@@ -1,173 +1,133 @@
-"""Directed Evolution against every built-in criterion of Torch-Pruning, at equal MACs, without fine-tuning.
+"""Directed Evolution against every built-in method of a host at equal MACs, without fine-tuning.
 
-Each layer loses the same share of its channels, so that all methods leave the same MACs; in one step, or
-four. No method changes weights or statistics. Taylor and Hessian run as the host's examples feed them;
-in version 1.6.1 the one leaves batch norms out and the other keeps the last sample only, so they also run
-corrected: "taylor (corrected)" is the engine's, over all parameters of a group, "hessian (corrected)" the
-host's with the mean over all samples. Both use labels; Directed Evolution does not. Images for the
-choice are training images; accuracy is on the test images, looked at once a row, at its end.
+Each layer loses the same share of its channels, in one step or several, so that all methods leave the same
+MACs. Samples for the choice are training data; accuracy and divergence are on test data, looked at once a
+row, at its end. A method that fails leaves a row with its error. Rows that the file has already are not
+measured again, but for those with an error. See `dropin_networks.py` for what is measured, and
+`dropin_torch_pruning.py` and `dropin_nni.py` for the methods.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
+import importlib
+import itertools
 import json
 import platform
-import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch_pruning as tp
-from torch import Tensor, nn
+from dropin_networks import IMAGES, NETWORKS, Case, case, size
 
 import de_plugin
-from de_plugin import DirectedEvolution, Taylor
-from de_plugin.adapters.torch_pruning import DEImportance, DEPruner, as_criterion
-from de_plugin.zoo import accuracy, mnist, teacher
+from de_plugin import DirectedEvolution
+from de_plugin.zoo import DATA
 
-
-def importances() -> dict[str, Any]:
-    """Return the host's criteria that need no more than the network."""
-    found = tp.importance
-    return {
-        "magnitude l1": found.GroupMagnitudeImportance(p=1),
-        "magnitude l2": found.GroupMagnitudeImportance(p=2),
-        "bn scale": found.BNScaleImportance(),
-        "lamp": found.LAMPImportance(),
-        "fpgm": found.FPGMImportance(),
-        "random": found.RandomImportance(),
-    }
-
-
-def backward(model: nn.Module, inputs: Tensor, labels: Tensor) -> None:
-    """Leave the gradient of the mean loss in `.grad`, as the host's examples do for Taylor."""
-    model.zero_grad()
-    nn.functional.cross_entropy(model(inputs), labels).backward()
-
-
-def hessian(importance: Any, model: nn.Module, inputs: Tensor, labels: Tensor) -> None:
-    """Accumulate squared gradients sample by sample, as the host's examples do."""
-    importance.zero_grad()
-    losses = nn.functional.cross_entropy(model(inputs), labels, reduction="none")
-    for loss in losses:
-        model.zero_grad()
-        loss.backward(retain_graph=True)
-        importance.accumulate_grad(model)
-
-
-def pruner_of(
-    method: str, model: nn.Module, data: tuple[Tensor, Tensor], ratio: float, steps: int, seed: int
-) -> tuple[Any, Callable[[], None]]:
-    """Return a method's pruner, and what feeds it before each step."""
-    inputs, labels = data
-    last = [m for m in model.modules() if isinstance(m, nn.Linear)][-1]
-    options: dict[str, Any] = {"pruning_ratio": ratio, "iterative_steps": steps, "ignored_layers": [last]}
-    example = inputs[:1]
-    if method == "de importance":
-        importance = DEImportance(model, inputs, seed=seed)
-        return tp.pruner.BasePruner(model, example, importance, num_heads={}, **options), lambda: None
-    options |= {"seed": seed, "match_batchnorm": False} if method in OURS else {}
-    if method == "de":
-        return DEPruner(model, example, inputs, **options), lambda: None
-    if method in OURS:
-        host = as_criterion(tp.importance.GroupHessianImportance())
-        criterion = Taylor(labels=True) if method.startswith("taylor") else host
-        return DEPruner(model, example, (inputs, labels), criterion=criterion, **options), lambda: None
-    if method == "taylor":
-        importance = tp.importance.GroupTaylorImportance()
-        pruner = tp.pruner.BasePruner(model, example, importance, **options)
-        return pruner, lambda: backward(model, inputs[:512], labels[:512])
-    if method == "hessian":
-        importance = tp.importance.GroupHessianImportance()
-        pruner = tp.pruner.BasePruner(model, example, importance, **options)
-        return pruner, lambda: hessian(importance, model, inputs[:128], labels[:128])
-    torch.manual_seed(seed)
-    return tp.pruner.BasePruner(model, example, importances()[method], **options), lambda: None
-
-
-def row(network: str, method: str, ratio: float, steps: int, seed: int, samples: int) -> dict[str, Any]:
-    """Prune once and measure."""
-    data = mnist()
-    original = teacher(network, "mnist").eval()
-    model = copy.deepcopy(original)
-    order = torch.randperm(len(data.train_inputs), generator=torch.Generator().manual_seed(seed))[:samples]
-    started = time.monotonic()
-    pruner, feed = pruner_of(
-        method, model, (data.train_inputs[order], data.train_labels[order]), ratio, steps, seed
-    )
-    for _ in range(steps):
-        feed()
-        pruner.step()
-    seconds = time.monotonic() - started
-    model.eval().zero_grad()
-    macs, parameters = tp.utils.count_ops_and_params(model, data.test_inputs[:1])
-    with torch.no_grad():
-        divergence = float(de_plugin.KL()(model(data.test_inputs), original(data.test_inputs), None))
-    return {
-        "network": network,
-        "ratio": ratio,
-        "steps": steps,
-        "method": method,
-        "macs": macs,
-        "params": parameters,
-        "divergence": divergence,
-        "accuracy": accuracy(model, data.test_inputs, data.test_labels),
-        "seconds": seconds,
-        "seed": seed,
-    }
-
-
-OURS = ("de", "taylor (corrected)", "hessian (corrected)")
-"""What a pruner of ours runs."""
-METHODS = (
-    "de",
-    "de importance",
-    *importances(),
-    "taylor",
-    "taylor (corrected)",
-    "hessian",
-    "hessian (corrected)",
-)
+HOSTS = {"torch-pruning": "dropin_torch_pruning", "nni": "dropin_nni"}
+KEY = ("network", "data", "ratio", "steps", "method", "seed", "samples")
+"""What tells one row from another."""
 
 
 def main() -> None:
-    """Measure every cell and write it."""
+    """Measure every cell that is missing and write it."""
+    options = _parsed()
+    torch.set_num_threads(options.threads)
+    host: Any = importlib.import_module(HOSTS[options.host])
+    methods = options.methods or host.METHODS
+    if unknown := sorted(set(methods) - set(host.METHODS)):
+        raise SystemExit(f"--methods {unknown}: expected some of {list(host.METHODS)}")
+    document = _opened(options, host)
+    rows: list[dict[str, Any]] = document["rows"]
+    for network, data, seed in _cases(options):
+        found: Case | None = None
+        for ratio, steps in itertools.product(options.ratios, options.steps):
+            for method in methods:
+                samples = options.samples or (256 if network == "crepe" else 2000)
+                values = (network, data, ratio, steps, method, seed, samples)
+                key = dict(zip(KEY, values, strict=True))
+                old = [r for r in rows if all(r.get(k) == key[k] for k in KEY)]
+                if any("error" not in r for r in old):
+                    continue
+                if found is None:
+                    found = case(network, data, samples, seed)
+                    intact = {**size(found.model, found.inputs), **found.measured(found.model)}
+                    document["intact"][f"{network} {data}"] = intact
+                rows[:] = [r for r in rows if r not in old]
+                rows.append({**key, **_measured(host, found, method, ratio, steps, seed)})
+                print(rows[-1], flush=True)
+                _write(options.json, document)
+
+
+def _parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--host", choices=["torch-pruning"], default="torch-pruning")
-    parser.add_argument("--json", type=Path, required=True)
-    parser.add_argument("--networks", nargs="+", default=["lenet5", "resnet"])
+    parser.add_argument("--host", choices=list(HOSTS), default="torch-pruning")
+    parser.add_argument("--json", type=Path, required=True, help="read where it exists, and written")
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=["lenet5", "resnet", "vit"])
+    parser.add_argument("--data", nargs="+", choices=list(DATA), default=["mnist"], help="for images")
     parser.add_argument("--ratios", nargs="+", type=float, default=[0.25, 0.5, 0.75])
     parser.add_argument("--steps", nargs="+", type=int, default=[1, 4])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--methods", nargs="+", default=list(METHODS))
-    parser.add_argument("--samples", type=int, default=2000)
+    parser.add_argument("--methods", nargs="+", help="all of the host's where none is given")
+    parser.add_argument("--samples", type=int, help="2,000 images or 256 frames where it is not given")
     parser.add_argument("--threads", type=int, default=2)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    document: dict[str, Any] = {
+    return parser.parse_args()
+
+
+def _cases(options: argparse.Namespace) -> Iterator[tuple[str, str, int]]:
+    for network in options.networks:
+        sets = options.data if network in IMAGES else ["tones"]
+        yield from itertools.product([network], sets, options.seeds)
+
+
+def _opened(options: argparse.Namespace, host: Any) -> dict[str, Any]:
+    """Return what the file holds, or a new document.
+
+    Raises:
+        SystemExit: the file belongs to another host.
+    """
+    versions = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "de_plugin": de_plugin.__version__,
+        **host.VERSIONS,
+    }
+    fresh = {
         "host": options.host,
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "torch-pruning": tp.__version__,
-            "de_plugin": de_plugin.__version__,
-        },
-        "samples": options.samples,
+        "versions": versions,
         "criterion": repr(DirectedEvolution.brief()),
+        "intact": {},
         "rows": [],
     }
-    for network in options.networks:
-        for ratio in options.ratios:
-            for steps in options.steps:
-                for seed in options.seeds:
-                    for method in options.methods:
-                        found = row(network, method, ratio, steps, seed, options.samples)
-                        document["rows"].append(found)
-                        print(found, flush=True)
-                        options.json.write_text(json.dumps(document, indent=1))
+    if not options.json.exists():
+        return fresh
+    old: dict[str, Any] = json.loads(options.json.read_text())
+    for name in ("host", "versions", "criterion"):
+        if old.get(name) != fresh[name]:
+            raise SystemExit(
+                f"--json {options.json}: its {name} is {old.get(name)}, here it is {fresh[name]}; rows of "
+                "both cannot be compared: give another file"
+            )
+    return old
+
+
+def _measured(host: Any, found: Case, method: str, ratio: float, steps: int, seed: int) -> dict[str, Any]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            row: dict[str, Any] = host.row(found, method, ratio, steps, seed)
+    except Exception as error:  # a host's method may raise anything, and the others shall still run
+        return {"error": f"{type(error).__name__}: {error}"}
+    return row
+
+
+def _write(path: Path, document: dict[str, Any]) -> None:
+    """Write the file whole or not at all."""
+    draft = path.with_name(f"{path.name}.part")
+    draft.write_text(json.dumps(document, indent=1))
+    draft.replace(path)
 
 
 if __name__ == "__main__":

@@ -10,44 +10,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 import de_plugin
 from de_plugin import DirectedEvolution, Problem, Schedule, Swaps
 from de_plugin.assess.candidates import Flipped, Made
 from de_plugin.assess.population import Population
 from de_plugin.evolve import Halving
-from de_plugin.zoo import MODELS, darknet, mnist, teacher
-
-
-class Crepe(nn.Module):
-    """The layers of CREPE full (Kim et al., arXiv:1802.06182; PyPI torchcrepe): 22.2 million weights."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        widths = [1, 1024, 128, 128, 128, 256, 512]
-        self.convs = nn.ModuleList(
-            nn.Conv2d(a, b, (512 if n == 0 else 64, 1), (4 if n == 0 else 1, 1))
-            for n, (a, b) in enumerate(pairwise(widths))
-        )
-        self.norms = nn.ModuleList(nn.BatchNorm2d(b) for b in widths[1:])
-        self.classifier = nn.Linear(2048, 360)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return pitch logits (n, 360) of frames (n, 1024)."""
-        x = x[:, None, :, None]
-        for n, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
-            x = F.pad(x, (0, 0, 254, 254) if n == 0 else (0, 0, 31, 32))
-            x = F.max_pool2d(norm(F.relu(conv(x))), (2, 1), (2, 1))
-        logits: Tensor = self.classifier(x.permute(0, 2, 1, 3).flatten(1))
-        return logits
+from de_plugin.zoo import MODELS, Crepe, darknet, mnist, teacher
 
 
 def _itself(*arguments: str, world: int = 1) -> list[dict[str, Any]]:

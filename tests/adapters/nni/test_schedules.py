@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.adapters.nni.training import SMALL, config, evaluator, images, simple
+from tests.adapters.nni.training import SMALL, Simple, config, evaluator, images, simple
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -88,6 +88,23 @@ def test_what_the_hosts_own_tests_ask_of_its_schedules(schedule: Any, own: bool)
     assert inner._read is not None
     assert sum(len(b[0]) for b in inner._read) == (32 if own else 48)
     assert not model._forward_hooks
+
+
+class LightningModule(Simple):
+    """Holds what trains it, as the class of this name does; nobody can copy that in the middle of a run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._trainer: Any = (n for n in range(3))
+
+
+def test_a_module_of_lightning_is_measured_without_its_trainer() -> None:
+    model = LightningModule()
+    runner = model._trainer
+    inner = DEPruner(model, GROUPED, criterion=SMALL, samples=16)
+    AGPPruner(inner, 2, 2, evaluator(model)).compress(4, None)
+    check_masks(inner.get_masks())
+    assert model._trainer is runner
 
 
 def test_thresholds_and_global_groups_follow_a_schedule() -> None:

@@ -1,0 +1,215 @@
+"""What `dropin.py` prunes: each network with its data, accuracy, divergence, loss, and what no host may cut.
+
+Image networks answer with logits of classes: the divergence is KL(teacher || student) of their softmax in
+nats, accuracy is on all test images. CREPE answers with 360 independent sigmoids, so its divergence is the KL
+of their 360 Bernoulli distributions, summed, in nats a frame; its accuracy is the share of test frames whose
+pitch is found within 50 cents, the same tones for all seeds and none of those that choose. Its labels are the
+true bins, and the host's criteria that use labels get its training loss: the binary cross-entropy to a
+Gaussian of 25 cents around the true bin (arXiv:1802.06182, 2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from de_plugin import KL
+from de_plugin.assess.divergence import Divergence
+from de_plugin.zoo import DATA, Dataset, crepe, found_pitch, teacher, tones
+
+IMAGES = ("lenet5", "resnet", "vit")
+"""Networks that take every image set."""
+NETWORKS = (*IMAGES, "crepe")
+"""All that can be asked for."""
+CENTS_A_BIN = 20.0
+_TEST_FRAMES = 500
+
+
+@dataclass(frozen=True)
+class BernoulliKL:
+    """KL(teacher || student) of independent sigmoids, summed over the outputs, a mean over samples."""
+
+    name: str = "bernoulli kl"
+    differentiable: bool = True
+
+    def __call__(self, student: Any, teacher: Any, labels: Any = None) -> Tensor:
+        """Return nats a sample."""
+        p = teacher.sigmoid()
+        yes = p * (F.logsigmoid(teacher) - F.logsigmoid(student))
+        no = (1 - p) * (F.logsigmoid(-teacher) - F.logsigmoid(-student))
+        found: Tensor = (yes + no).sum(1).mean()
+        return found
+
+    def draw(self, outputs: Any, generator: torch.Generator) -> list[Tensor]:
+        """Draw a yes or no for each output."""
+        chance = torch.rand(outputs.shape, generator=generator).to(outputs.device)
+        return [(chance < outputs.sigmoid()).to(outputs.dtype)]
+
+    def sampled_loss(self, outputs: Any, targets: list[Tensor]) -> Tensor:
+        """Return the negative log-likelihood of what was drawn."""
+        return F.binary_cross_entropy_with_logits(outputs, targets[0], reduction="sum")
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """A network, and all that hosts and measurements need to know about it.
+
+    Attributes:
+        name: of the network.
+        data: of the data.
+        model: intact, in eval mode.
+        inputs: for the choice of what goes, ``(samples, ...)``.
+        labels: their classes, int64.
+        test_inputs: for what is told at the end.
+        right: which of the model's outputs on them are right.
+        divergence: between the outputs of the pruned and the intact model.
+        losses: ``fn(outputs, labels) -> (samples,)`` for criteria that use labels.
+        ignored: layers that keep all their outputs.
+        heads: attention heads by the name of the layer that makes queries, keys and values.
+        sums: layers whose outputs are added to one another, so that they lose the same channels.
+        norms: the layer that each batch norm follows, by its name.
+        masked: layers that lose outputs where the host can only mask.
+    """
+
+    name: str
+    data: str
+    model: nn.Module
+    inputs: Tensor
+    labels: Tensor
+    test_inputs: Tensor
+    right: Callable[[Tensor], Tensor]
+    divergence: Divergence
+    losses: Callable[[Tensor, Tensor], Tensor]
+    ignored: tuple[str, ...]
+    masked: tuple[str, ...]
+    heads: dict[str, int] = field(default_factory=dict)
+    sums: tuple[tuple[str, ...], ...] = ()
+    norms: dict[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def intact(self) -> Tensor:
+        """The model's outputs on the test data."""
+        return self._outputs(self.model)
+
+    def measured(self, pruned: nn.Module) -> dict[str, float]:
+        """Return divergence and accuracy, in percent, of a pruned model on the test data."""
+        outputs = self._outputs(pruned)
+        return {
+            "divergence": float(self.divergence(outputs, self.intact, None)),
+            "accuracy": 100.0 * float(self.right(outputs).double().mean()),
+        }
+
+    def _outputs(self, model: nn.Module) -> Tensor:
+        model.eval()
+        with torch.no_grad():
+            return torch.cat([model(x) for x in self.test_inputs.split(250)])
+
+
+def case(name: str, data: str, samples: int | None, seed: int) -> Case:
+    """Return a network with data for one run; the seed chooses the samples.
+
+    Args:
+        name: one of ``NETWORKS``.
+        data: one of the zoo's image sets; without effect on CREPE, which listens to tones.
+        samples: for the choice of what goes; None: 2,000 images, 256 frames.
+        seed: 0 or more.
+    """
+    return _crepe(samples or 256, seed) if name == "crepe" else _images(name, data, samples or 2000, seed)
+
+
+_SETS: dict[str, Dataset] = {}
+
+
+def _images(name: str, data: str, samples: int, seed: int) -> Case:
+    if data not in _SETS:
+        _SETS[data] = DATA[data]()
+    images = _SETS[data]
+    draw = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(images.train_inputs), generator=draw)[:samples]
+    model: Any = teacher(name, images).eval()
+    facts: dict[str, Any] = {
+        "lenet5": {"ignored": ("fc2",), "masked": ("conv1", "conv2", "fc1")},
+        "resnet": {"ignored": ("fc",), **_residual()},
+        "vit": {
+            "ignored": ("fc",),
+            "heads": {n: m.num_heads for n, m in _attention(model)},
+            "masked": tuple(n for n, _ in model.named_modules() if n.endswith("fc1")),
+        },
+    }[name]
+    return Case(
+        name=name,
+        data=data,
+        model=model,
+        inputs=images.train_inputs[order],
+        labels=images.train_labels[order],
+        test_inputs=images.test_inputs,
+        right=lambda outputs: outputs.argmax(1) == images.test_labels,
+        divergence=KL(),
+        losses=lambda outputs, labels: F.cross_entropy(outputs, labels, reduction="none"),
+        **facts,
+    )
+
+
+def _attention(model: nn.Module) -> list[tuple[str, Any]]:
+    return [(f"{n}.qkv", m) for n, m in model.named_modules() if hasattr(m, "num_heads")]
+
+
+def _residual() -> dict[str, Any]:
+    """Return which layers of the residual network meet in a sum, and which norm follows which layer."""
+    blocks = [f"block{n}" for n in (1, 2, 3, 4)]
+    norms = {"norm": "conv"}
+    for block in blocks:
+        norms |= {f"{block}.norm{n}": f"{block}.conv{n}" for n in (1, 2)}
+    norms |= {f"{block}.shortcut.1": f"{block}.shortcut.0" for block in ("block2", "block4")}
+    return {
+        "sums": (
+            ("conv", "block1.conv2"),
+            ("block2.conv2", "block2.shortcut.0", "block3.conv2"),
+            ("block4.conv2", "block4.shortcut.0"),
+        ),
+        "norms": norms,
+        "masked": tuple(norms.values()),
+    }
+
+
+def _crepe(samples: int, seed: int) -> Case:
+    model = crepe()
+    train, test = tones(samples, seed=seed + 1), tones(_TEST_FRAMES, seed=0)
+    convolutions = [f"convs.{n}" for n in range(6)]
+    bins = torch.arange(360) * CENTS_A_BIN
+
+    def losses(outputs: Tensor, labels: Tensor) -> Tensor:
+        away = (bins.to(outputs.device) - CENTS_A_BIN * labels[:, None]) / 25
+        targets = (-away.square() / 2).exp()
+        return F.binary_cross_entropy_with_logits(outputs, targets, reduction="none").sum(1)
+
+    return Case(
+        name="crepe",
+        data="tones",
+        model=model,
+        inputs=train.frames,
+        labels=train.bins,
+        test_inputs=test.frames,
+        right=lambda outputs: (found_pitch(outputs) - test.cents).abs() <= 50,
+        divergence=BernoulliKL(),
+        losses=losses,
+        ignored=("classifier",),
+        masked=tuple(convolutions),
+        norms={f"norms.{n}": name for n, name in enumerate(convolutions)},
+    )
+
+
+def size(model: nn.Module, example: Tensor) -> dict[str, int]:
+    """Return multiplications a sample, those of attention too, and parameters."""
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model.eval()(example[:1])
+    parameters = sum(p.numel() for p in model.parameters())
+    return {"macs": counter.get_total_flops() // 2, "params": parameters}

@@ -1,0 +1,116 @@
+"""Directed Evolution and every built-in criterion of Torch-Pruning on one network, for `dropin.py`.
+
+Each layer loses the same share of its channels. No method changes weights or statistics. Taylor and Hessian
+run as the host's examples feed them; in version 1.6.1 the one leaves batch norms out and the other keeps the
+last sample only, so they also run corrected: "taylor (corrected)" is the engine's, over all parameters of a
+group, "hessian (corrected)" the host's with the mean over all samples, both with the cross-entropy of the
+true classes. They use labels; Directed Evolution does not.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from importlib import metadata
+from typing import Any
+
+import torch
+import torch_pruning as tp
+from dropin_networks import Case, size
+from torch import nn
+
+from de_plugin import Taylor
+from de_plugin.adapters.torch_pruning import DEImportance, DEPruner, as_criterion
+
+OURS = ("de", "taylor (corrected)", "hessian (corrected)")
+"""What a pruner of ours runs."""
+
+
+def importances() -> dict[str, Any]:
+    """Return the host's criteria that need no more than the network."""
+    found = tp.importance
+    return {
+        "magnitude l1": found.GroupMagnitudeImportance(p=1),
+        "magnitude l2": found.GroupMagnitudeImportance(p=2),
+        "bn scale": found.BNScaleImportance(),
+        "lamp": found.LAMPImportance(),
+        "fpgm": found.FPGMImportance(),
+        "random": found.RandomImportance(),
+    }
+
+
+METHODS = (
+    "de",
+    "de importance",
+    *importances(),
+    "taylor",
+    "taylor (corrected)",
+    "hessian",
+    "hessian (corrected)",
+)
+VERSIONS = {"torch-pruning": metadata.version("torch-pruning")}  # its own is behind
+
+
+def row(case: Case, method: str, ratio: float, steps: int, seed: int) -> dict[str, Any]:
+    """Prune a copy once and measure it as the host leaves it."""
+    model = copy.deepcopy(case.model)
+    started = time.monotonic()
+    pruner, feed = _pruner(case, method, model, ratio, steps, seed)
+    for _ in range(steps):
+        feed()
+        pruner.step()
+    seconds = time.monotonic() - started
+    model.zero_grad()
+    return {**size(model, case.inputs), **case.measured(model), "seconds": seconds}
+
+
+def _pruner(
+    case: Case, method: str, model: nn.Module, ratio: float, steps: int, seed: int
+) -> tuple[Any, Callable[[], None]]:
+    """Return a method's pruner, and what feeds it before each step."""
+    inputs, example = case.inputs, case.inputs[:1]
+    options: dict[str, Any] = {
+        "pruning_ratio": ratio,
+        "iterative_steps": steps,
+        "ignored_layers": [model.get_submodule(name) for name in case.ignored],
+        "num_heads": {model.get_submodule(name): heads for name, heads in case.heads.items()},
+    }
+    asked: dict[str, Any] = {"seed": seed, "divergence": case.divergence}
+    torch.manual_seed(seed)
+    if method in OURS:
+        batches: Any = inputs
+        if method != "de":
+            batches = (inputs, case.labels)
+            host = as_criterion(tp.importance.GroupHessianImportance())
+            asked["criterion"] = Taylor(labels=True) if method.startswith("taylor") else host
+        pruner = DEPruner(model, example, batches, match_batchnorm=False, **asked, **options)
+        return pruner, lambda: None
+    if method == "de importance":
+        importance: Any = DEImportance(model, inputs, **asked)
+    elif method == "taylor":
+        importance = tp.importance.GroupTaylorImportance()
+    elif method == "hessian":
+        importance = tp.importance.GroupHessianImportance()
+    else:
+        importance = importances()[method]
+    feeds: dict[str, Callable[[], None]] = {
+        "taylor": lambda: _gradient(case, model),
+        "hessian": lambda: _squares(case, model, importance),
+    }
+    return tp.pruner.BasePruner(model, example, importance, **options), feeds.get(method, lambda: None)
+
+
+def _gradient(case: Case, model: nn.Module) -> None:
+    """Leave the gradient of the mean loss in `.grad`, as the host's examples do for Taylor."""
+    model.zero_grad()
+    case.losses(model(case.inputs[:512]), case.labels[:512]).mean().backward()
+
+
+def _squares(case: Case, model: nn.Module, importance: Any) -> None:
+    """Accumulate squared gradients sample by sample, as the host's examples do."""
+    importance.zero_grad()
+    for loss in case.losses(model(case.inputs[:128]), case.labels[:128]):
+        model.zero_grad()
+        loss.backward(retain_graph=True)
+        importance.accumulate_grad(model)

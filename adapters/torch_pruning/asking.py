@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
+from de_plugin.assess.batches import read
 from de_plugin.assess.coupled import CoupledUnits, Coupling
-from de_plugin.assess.divergence import Divergence
+from de_plugin.assess.divergence import Divergence, leaves
 from de_plugin.assess.evaluate import Evaluator
 from de_plugin.assess.problem import Problem
 from de_plugin.assess.teacher import Forward
-from de_plugin.errors import ArgumentError
+from de_plugin.errors import ArgumentError, DEWarning
 
 
 @contextmanager
@@ -55,6 +57,7 @@ class Asking:
     batch_size: int = 256
     holdout: float = 0.1
     seed: int = 0
+    _read: list[Any] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def problem(
         self,
@@ -62,10 +65,32 @@ class Asking:
         couplings: Sequence[Coupling],
         evaluate: str | Callable[[Problem], Evaluator] = "auto",
     ) -> Problem:
-        """Return the question what of some couplings can go; the model must be in eval mode."""
+        """Return the question what of some couplings can go; the model must be in eval mode.
+
+        Where earlier steps have removed outputs of the network itself, the teacher's cannot be compared
+        with those that are left: the model as it is now is the teacher then.
+        """
+        problem = self._problem(model, couplings, evaluate, self.teacher)
+        if _comparable(problem):
+            return problem
+        warnings.warn(
+            "model: its outputs have other shapes than before pruning, so it is compared with itself as it "
+            "is now; add the layers that make its outputs to ignored_layers",
+            DEWarning,
+            stacklevel=2,
+        )
+        return self._problem(model, couplings, evaluate, teacher_of(model))
+
+    def _problem(
+        self,
+        model: nn.Module,
+        couplings: Sequence[Coupling],
+        evaluate: str | Callable[[Problem], Evaluator],
+        teacher: nn.Module,
+    ) -> Problem:
         return Problem(
             model,
-            self.batches,
+            self._data(model),
             divergence=self.divergence,
             forward=self.forward,
             samples=self.samples,
@@ -74,8 +99,25 @@ class Asking:
             seed=self.seed,
             evaluate=evaluate,
             units=CoupledUnits(model, couplings),
-            teacher=self.teacher,
+            teacher=teacher,
         )
+
+    def _data(self, model: nn.Module) -> list[Any]:
+        """Return the calibration data, read once: a generator must do for all groups and steps."""
+        if not self._read:
+            found = read(self.batches, samples=self.samples, memory=4 << 30, device=device_of(model))
+            self._read.extend(
+                (inputs,) if labels is None else (inputs, labels) for inputs, labels, _ in found
+            )
+        return self._read
+
+
+def _comparable(problem: Problem) -> bool:
+    """Tell whether the student's outputs have the shapes of its teacher's."""
+    [batch] = problem.pool.take(problem.search[:1])
+    with torch.no_grad():
+        outputs = problem.forward(problem.model, batch.inputs)
+    return [x.shape for x in leaves(outputs)] == [x.shape for x in leaves(batch.teacher)]
 
 
 def teacher_of(model: Any) -> nn.Module:

@@ -24,7 +24,7 @@ OWN = (*ASKED, "match_batchnorm", *TARGETS)
 
 def check_options(
     model: Any,
-    who: str,
+    cls: type,
     options: Mapping[str, Any],
     own: Mapping[str, Any],
     batches: Any,
@@ -37,8 +37,9 @@ def check_options(
     """
     if not isinstance(model, nn.Module):
         raise ArgumentError(f"model={model!r}: expected the torch.nn.Module that is to be pruned")
-    host = getattr(tp.pruner, who.removeprefix("DE"), tp.pruner.BasePruner) if who != "DEPruner" else None
-    known = set(inspect.signature((host or tp.pruner.BasePruner).__init__).parameters) - {"self"}
+    who = cls.__name__
+    host = next(base for base in cls.__mro__ if base.__module__.startswith(tp.__name__))
+    known = set(inspect.signature(host).parameters)
     for name in options:
         if name not in known:
             raise ArgumentError(

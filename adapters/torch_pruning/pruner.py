@@ -49,7 +49,7 @@ class Evolving(_Host):
         importance = options.pop("importance", None)
         if isinstance(batches, DEImportance) and importance is None:
             importance, batches = batches, None
-        check_options(model, type(self).__name__, options, own, batches, importance)
+        check_options(model, type(self), options, own, batches, importance)
         for name in ("in_channel_groups", "out_channel_groups", "num_heads", "channel_groups"):
             options[name] = dict(options.get(name) or {})  # the host's own default is one dict for all
         asked = {name: value for name in TARGETS if (value := own.pop(name, None)) is not None}

@@ -15,11 +15,12 @@ from de_plugin.adapters.torch_pruning import (
     DEBNScalePruner,
     DEGroupNormPruner,
     DEGrowingRegPruner,
+    DEImportance,
     DEPruner,
 )
 from de_plugin.errors import DEWarning
 from tests.adapters.torch_pruning.architectures import CASES, last_layer
-from tests.adapters.torch_pruning.pruners import MODES, fix_heads, pruner_of, shapes
+from tests.adapters.torch_pruning.pruners import MODES, QUICK, fix_heads, pruner_of, shapes
 
 
 @pytest.mark.parametrize(("name", "mode"), [x for x in product(CASES, MODES) if x != ("split", "iterative")])
@@ -46,6 +47,40 @@ def test_the_pruner_takes_what_it_has_chosen_and_as_much_as_the_host(name: str, 
     assert bool(torch.isfinite(out).all())
     assert len(pruner.report()) == pruner.iterative_steps
     assert pruner.report()[-1].removed
+
+
+class Own(DEGroupNormPruner):
+    """A user's class of another name."""
+
+
+def test_a_class_of_the_users_takes_what_its_base_takes() -> None:
+    case = CASES["normed"]
+    assert pruner_of(case, case.build(), Own, reg=1e-3).reg == 1e-3
+
+
+@pytest.mark.parametrize("cls", [DEPruner, tp.pruner.BasePruner])
+def test_steps_go_on_where_outputs_of_the_network_are_removed(cls: Any) -> None:
+    case = CASES["normed"]
+    model = case.build()
+    pruner = pruner_of(case, model, cls, ignored_layers=[], iterative_steps=2)
+    pruner.step()
+    with pytest.warns(DEWarning, match="add the layers that make its outputs to ignored_layers"):
+        pruner.step()
+    assert model(case.inputs(3)).shape == (3, 2)
+
+
+@pytest.mark.parametrize("cls", [DEPruner, tp.pruner.BasePruner])
+def test_data_that_can_be_read_once_do_for_all_steps(cls: Any) -> None:
+    case = CASES["normed"]
+    model, once = case.build(), (case.inputs(16) for _ in range(2))
+    options: dict[str, Any] = {"ignored_layers": [last_layer(model)], "iterative_steps": 2}
+    if cls is DEPruner:
+        pruner = cls(model, case.inputs(1), once, criterion=QUICK, **options)
+    else:
+        pruner = cls(model, case.inputs(1), DEImportance(model, once, QUICK), **options)
+    pruner.step()
+    pruner.step()
+    assert model(case.inputs(3)).shape == (3, 5)
 
 
 @pytest.mark.parametrize("cls", [DEBNScalePruner, DEGroupNormPruner, DEGrowingRegPruner])

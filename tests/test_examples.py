@@ -1,0 +1,30 @@
+"""The smallest scripts run as users run them, and Directed Evolution keeps more than what it replaces."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize(
+    ("script", "host"), [("torch_pruning_drop_in.py", "torch_pruning"), ("nni_drop_in.py", "nni")]
+)
+def test_one_swapped_line_keeps_more_accuracy_at_the_same_size(script: str, host: str) -> None:
+    if importlib.util.find_spec(host) is None:
+        pytest.skip(f"{host} is not installed")
+    path = EXAMPLES / script
+    assert len(path.read_text().splitlines()) < 40
+    done = subprocess.run([sys.executable, path], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = [re.findall(r"[\d,]+\.?\d*", line[20:]) for line in done.stdout.splitlines()]  # behind the names
+    (*sizes, other), (*same, ours) = rows
+    assert sizes == same
+    assert float(ours) > float(other) + 5

@@ -40,7 +40,9 @@ from de_plugin.criteria import (
     nest,
     register,
 )
+from de_plugin.encode import Quantized, inspect, load, save
 from de_plugin.errors import DEError, DEWarning
+from de_plugin.pipeline import Compression, compress
 from de_plugin.prune import (
     Budget,
     DirectedEvolution,
@@ -53,8 +55,8 @@ from de_plugin.prune import (
     prune,
     remove,
 )
-
-__version__ = "0.1.0"
+from de_plugin.quantize import QuantizationReport, codebook, quantize
+from de_plugin.version import __version__
 
 __all__ = [
     "JS",
@@ -67,6 +69,7 @@ __all__ = [
     "Block",
     "Budget",
     "Channel",
+    "Compression",
     "Cosine",
     "Criterion",
     "Custom",
@@ -80,6 +83,8 @@ __all__ = [
     "ParameterUnits",
     "Problem",
     "Progress",
+    "QuantizationReport",
+    "Quantized",
     "Random",
     "Report",
     "Schedule",
@@ -88,14 +93,21 @@ __all__ = [
     "Taylor",
     "Units",
     "Weight",
+    "__version__",
     "apply",
     "bake",
     "blend",
+    "codebook",
+    "compress",
     "criterion",
     "describe",
+    "inspect",
+    "load",
     "names",
     "nest",
     "prune",
+    "quantize",
     "register",
     "remove",
+    "save",
 ]

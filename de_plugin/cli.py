@@ -1,118 +1,18 @@
-"""`de-plugin` on the command line: prune a model, list the criteria."""
+"""`de-plugin` on the command line: prune a model, list the criteria, and what `filing` adds."""
 
-import importlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import entry_points
 from pathlib import Path
-from types import ModuleType
-from typing import Annotated, Any, TypeVar, cast
+from typing import Annotated, Any, cast
 
 import torch
 import torch.distributed as dist
-from torch import nn
 
-from de_plugin.errors import ArgumentError, DEError, MissingDependencyError
-
-T = TypeVar("T")
-
-
-def _zoos() -> list[ModuleType]:
-    found = sorted(entry_points(group="de_plugin.zoo"), key=lambda e: e.name)
-    return [e.load() for e in found]
-
-
-def _imported(spec: str, argument: str) -> Any:
-    module, _, name = spec.partition(":")
-    sys.path.insert(0, str(Path.cwd()))
-    try:
-        return getattr(importlib.import_module(module), name)()
-    except (ImportError, AttributeError) as error:
-        raise ArgumentError(
-            f"--{argument} {spec}: {error}; expected package.module:function, importable from here"
-        ) from error
-    finally:
-        sys.path.pop(0)
-
-
-def load_data(spec: str) -> tuple[Any, Any]:
-    """Return ``(calibration batches, test batches or None)`` for a zoo name or ``module:function``."""
-    if ":" in spec:
-        return _imported(spec, "data"), None
-    zoos = _zoos()
-    for zoo in zoos:
-        if spec in zoo.DATA:
-            data = zoo.DATA[spec]()
-            return (
-                (data.train_inputs, data.train_labels),
-                (data.test_inputs, data.test_labels),
-            )
-    names = sorted(n for z in zoos for n in z.DATA)
-    raise ArgumentError(
-        f"--data {spec}: expected one of {', '.join(names)} or package.module:function that returns batches"
-    )
-
-
-def load_model(spec: str, data: str, checkpoint: Path | None) -> nn.Module:
-    """Return a model for a zoo name (trained on `data`, or from `checkpoint`) or ``module:function``."""
-    zoos = _zoos()
-    if ":" in spec:
-        model = _imported(spec, "model")
-        if not isinstance(model, nn.Module):
-            raise ArgumentError(
-                f"--model {spec}: returned {type(model).__name__}, expected a torch.nn.Module"
-            )
-        if checkpoint is not None:
-            _zoo_of(zoos).load_checkpoint(model, checkpoint)
-        return model.eval()
-    for zoo in zoos:
-        if spec in zoo.MODELS:
-            if checkpoint is None:
-                trained: nn.Module = zoo.teacher(spec, data)
-                return trained.eval()
-            model = zoo.MODELS[spec]()
-            zoo.load_checkpoint(model, checkpoint)
-            fresh: nn.Module = model.eval()
-            return fresh
-    names = sorted(n for z in zoos for n in z.MODELS)
-    raise ArgumentError(
-        f"--model {spec}: expected one of {', '.join(names)} or package.module:function that returns a model"
-    )
-
-
-def check_writable(output: Path) -> None:
-    """Refuse an output path before the work begins, not after it.
-
-    Raises:
-        ArgumentError: its folder does not exist, or nothing can be written there.
-    """
-    folder = output.parent
-    if not folder.is_dir():
-        raise ArgumentError(f"--output {output}: there is no folder {folder}; create it first")
-    if output.is_dir() or not os.access(output if output.exists() else folder, os.W_OK):
-        raise ArgumentError(f"--output {output}: cannot be written; choose another file")
-
-
-def first_alone(rank: int, load: Callable[[], T]) -> T:
-    """Let the first process load, download and train what is missing, and the others after it."""
-    if not dist.is_available() or not dist.is_initialized():
-        return load()
-    result = load() if rank == 0 else None
-    dist.barrier()
-    return load() if result is None else result
-
-
-def _loaded(model: str, data: str, checkpoint: Path | None) -> tuple[nn.Module, Any, Any]:
-    return (load_model(model, data, checkpoint), *load_data(data))
-
-
-def _zoo_of(zoos: list[ModuleType]) -> ModuleType:
-    if not zoos:
-        raise MissingDependencyError("no zoo is installed: pip install 'de_plugin[examples]'")
-    return zoos[0]
+from de_plugin.errors import DEError, MissingDependencyError
+from de_plugin.loading import check_writable, first_alone, found_zoos, loaded, zoo_of
 
 
 def _build(rank: int = 0) -> Any:
@@ -128,6 +28,7 @@ def _build(rank: int = 0) -> Any:
 
     import de_plugin
     from de_plugin.extensions import extended
+    from de_plugin.filing import add
     from de_plugin.prune import Budget
     from de_plugin.prune import prune as run
     from de_plugin.prune.target import Scope
@@ -199,7 +100,7 @@ def _build(rank: int = 0) -> Any:
             check_writable(output)
         if sparsity is None and ":" not in granularity:
             sparsity = 0.9
-        network, calibration, test = first_alone(rank, lambda: _loaded(model, data, checkpoint))
+        network, calibration, test = first_alone(rank, lambda: loaded(model, data, checkpoint))
         budget = Budget(evaluations or None, seconds or None)
         with Bar(console=console, disable=as_json or rank > 0, transient=True) as bar:
             task = bar.add_task("pruning", total=None)
@@ -231,7 +132,7 @@ def _build(rank: int = 0) -> Any:
             return
         result = report.to_dict()
         if test is not None:
-            result["accuracy"] = _zoo_of(_zoos()).accuracy(network, *test)
+            result["accuracy"] = zoo_of(found_zoos()).accuracy(network, *test)
         if output is not None:
             from safetensors.torch import save_file
 
@@ -258,6 +159,7 @@ def _build(rank: int = 0) -> Any:
             table.add_row(name, text)
         Console().print(table)
 
+    add(app, rank)
     return app
 
 

@@ -47,6 +47,10 @@ class CheckpointError(DEError, ValueError):
     """A checkpoint is damaged, or was written by another search."""
 
 
+class FileError(DEError, ValueError):
+    """A compressed network's file cannot be read or written, is damaged, or is another network's."""
+
+
 class MissingDependencyError(DEError, ImportError):
     """An optional package is needed; the message holds the command that installs it."""
 

@@ -49,7 +49,19 @@ def test_public_names_are_sorted_and_unique() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["assess", "criteria", "evolve", "prune", "prune.recover", "testing", "errors"]
+    "module",
+    [
+        "assess",
+        "criteria",
+        "encode",
+        "evolve",
+        "quantize",
+        "pipeline",
+        "prune",
+        "prune.recover",
+        "testing",
+        "errors",
+    ],
 )
 def test_modules_keep_their_lists_of_names(module: str) -> None:
     loaded = importlib.import_module(f"de_plugin.{module}")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
-from cmaes import CMA, SepCMA
 from numpy.typing import NDArray
 
 from de_plugin.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from cmaes import CMA, SepCMA
 
 Genome = NDArray[np.float64]
 
@@ -54,6 +57,8 @@ class Search:
         self._start()
 
     def _start(self) -> None:
+        from cmaes import CMA, SepCMA  # loads scipy, which takes a second
+
         kind = CMA if len(self.mean) <= _FULL_DIMENSIONS else SepCMA
         self._cma = kind(
             mean=np.zeros(len(self.mean)),

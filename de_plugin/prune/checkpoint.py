@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from de_plugin import version
 from de_plugin.assess.fingerprint import fingerprint
 from de_plugin.errors import CheckpointError
 
@@ -30,14 +31,12 @@ _FORMAT = 1
 
 def identity(problem: Problem, plan: Plan) -> dict[str, str]:
     """Return all that decides a search's result, as texts that can be compared."""
-    import de_plugin
-
     parts = (*problem.model.named_parameters(), *problem.model.named_buffers())
     model = {name: _digest(x) for name, x in parts}
     units = problem.units
     return {
         "format": str(_FORMAT),
-        "de_plugin": de_plugin.__version__,
+        "de_plugin": version.__version__,
         "torch": torch.__version__,
         "threads": str(torch.get_num_threads()),
         "model": _short(model),

@@ -1,4 +1,4 @@
-"""Contract tests for your own criteria, granularities, units, divergences and recoveries.
+"""Contract tests for your own criteria, granularities, units, divergences, recoveries and codebooks.
 
 Each function raises an AssertionError that names the broken promise, with any test runner or none.
 
@@ -6,6 +6,7 @@ Each function raises an AssertionError that names the broken promise, with any t
 >>> check_criterion(de_plugin.Magnitude())
 """
 
+from de_plugin.testing.codebook import check_codebook
 from de_plugin.testing.criterion import check_criterion
 from de_plugin.testing.divergence import check_divergence
 from de_plugin.testing.granularity import SHAPES, check_granularity
@@ -16,6 +17,7 @@ from de_plugin.testing.units import check_units
 __all__ = [
     "SHAPES",
     "MakeProblem",
+    "check_codebook",
     "check_criterion",
     "check_divergence",
     "check_granularity",

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import de_plugin
-from de_plugin import Budget, DirectedEvolution
+from de_plugin import Budget, DirectedEvolution, version
 from de_plugin.errors import CheckpointError
 from de_plugin.prune import checkpoint as module
 from de_plugin.prune.checkpoint import Checkpoint, described
@@ -132,7 +132,7 @@ def test_another_model_or_version_is_refused(tmp_path: Path, monkeypatch: pytest
         other.get_parameter("0.weight")[0, 0] += 1
     with pytest.raises(CheckpointError, match="model was 4 tensors"):
         de_plugin.prune(other, X, 0.5, "magnitude", checkpoint=tmp_path)
-    monkeypatch.setattr(de_plugin, "__version__", "99")
+    monkeypatch.setattr(version, "__version__", "99")
     with pytest.raises(CheckpointError, match="de_plugin was .*, is 99"):
         de_plugin.prune(network(), X, 0.5, "magnitude", checkpoint=tmp_path)
 

@@ -1,0 +1,80 @@
+"""Symbols of a quantized tensor to bytes and back, without loss.
+
+The bytes begin with the largest magnitude and the layout, then come the range coder's. A tensor of
+zeros has no bytes at all.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from de_plugin.encode import model
+from de_plugin.encode.layouts import likely_layouts
+from de_plugin.encode.varints import Reader, varint
+from de_plugin.encode.wavefront import FARTHEST, Layout, natural_layout
+from de_plugin.errors import ArgumentError, FileError
+
+_TRIAL = 200
+_SPECIAL = 4
+
+
+def encode_symbols(symbols: Tensor | npt.NDArray[np.int32]) -> bytes:
+    """Return the bytes of a tensor of symbols; its shape is not among them.
+
+    Args:
+        symbols: int32 of any shape, 0 where the weight is zero; dimension 0 is the output channel.
+
+    Raises:
+        ArgumentError: the symbols are not int32.
+    """
+    array = symbols.detach().cpu().numpy() if isinstance(symbols, Tensor) else np.asarray(symbols)
+    if array.dtype != np.int32:
+        raise ArgumentError(f"symbols are {array.dtype}, expected int32")
+    flat = np.ascontiguousarray(array).reshape(-1)
+    largest = max(int(flat.max(initial=0)), -int(flat.min(initial=0)))
+    if not largest:
+        return b""
+    layout = natural_layout(array.shape)
+    head = varint(largest << 1)
+    others = likely_layouts(flat, layout)
+    if others:
+        sizes = [len(model.write(flat, tried, largest, _TRIAL)) for tried in (layout, *others)]
+        best = min(range(len(sizes)), key=sizes.__getitem__)
+        if best and sizes[best] + _SPECIAL < sizes[0]:
+            layout = others[best - 1]
+            head = varint(largest << 1 | 1) + varint(layout.group) + varint(layout.line)
+    return head + model.write(flat, layout, largest)
+
+
+def decode_symbols(data: bytes, shape: tuple[int, ...]) -> Tensor:
+    """Return the int32 tensor of the given shape that `encode_symbols` wrote.
+
+    Raises:
+        FileError: the bytes are damaged or belong to another shape.
+    """
+    if not data:
+        return torch.zeros(shape, dtype=torch.int32)
+    count = math.prod(shape)
+    reader = Reader(data, "a tensor of symbols")
+    largest, special = divmod(reader.varint(), 2)
+    layout = natural_layout(shape)
+    if not 0 < largest <= 1 << 31 or not count:
+        raise FileError(f"a tensor of symbols is damaged: largest magnitude {largest} in {count} symbols")
+    if special:
+        layout = Layout(layout.rows, layout.columns, reader.varint(), reader.varint())
+        if (
+            not 1 <= layout.group <= layout.columns
+            or layout.line >= layout.columns
+            or max(layout.group, layout.line) > FARTHEST
+        ):
+            raise FileError(
+                f"a tensor of symbols is damaged: groups of {layout.group} and lines of {layout.line} in "
+                f"{layout.columns} columns"
+            )
+    flat = model.read(data[reader.position :], layout, largest)[:count]
+    return torch.from_numpy(flat.reshape(shape))

@@ -1,0 +1,176 @@
+"""`quantize`: levels for a whole network, from rates that evolve to a file of the size or loss asked for."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import nn
+
+from de_plugin.assess.divergence import Divergence
+from de_plugin.assess.guard import untouched_on_error
+from de_plugin.assess.problem import Problem
+from de_plugin.assess.teacher import Forward
+from de_plugin.assess.units import Pattern
+from de_plugin.errors import ArgumentError
+from de_plugin.prune.masks import bake
+from de_plugin.prune.target import Budget
+from de_plugin.quantize.allocation import Allocation
+from de_plugin.quantize.between import level_recoveries
+from de_plugin.quantize.codebook import Codebook, codebook
+from de_plugin.quantize.evolve import RateSearch
+from de_plugin.quantize.goal import Goal, Metric
+from de_plugin.quantize.levels import LevelSearch
+from de_plugin.quantize.report import LayerBits, Point, QuantizationReport
+from de_plugin.quantize.student import Biases, Student
+from de_plugin.quantize.trial import Trial
+from de_plugin.quantize.weighting import Weighting, check_weighting
+
+_ALL_BITS = (2, 3, 4, 5, 6, 8)
+
+
+def quantize(
+    model: nn.Module | Problem,
+    batches: Any = None,
+    *,
+    bits: int | None = None,
+    target_bytes: int | None = None,
+    max_divergence: float | None = None,
+    max_loss: float | None = None,
+    metric: Metric | None = None,
+    teacher: nn.Module | None = None,
+    codebooks: Sequence[str | Codebook] = ("uniform", "affine", "kmeans"),
+    weighting: Weighting = "fisher",
+    biases: Biases = 8,
+    recovery: Any = None,
+    search: RateSearch | None = None,
+    levels: LevelSearch | None = LevelSearch(),  # noqa: B008
+    budget: Budget | None = None,
+    include: Sequence[Pattern] = (),
+    exclude: Sequence[Pattern] = (),
+    divergence: str | Divergence | Callable[[Any, Any], Any] = "kl",
+    forward: Forward | None = None,
+    samples: int | None = None,
+    batch_size: int = 256,
+    holdout: float = 0.1,
+    memory: int = 4 << 30,
+    seed: int = 0,
+) -> QuantizationReport:
+    """Give the survivors of a network a few levels, as many as a goal allows.
+
+    Zeros stay zero, and some survivors join them. Each layer's step and price of bits evolve at equal
+    bytes; networks of uniform bits take part, and data held back from the search decide between them.
+    The model gets its levels in place. After any exception, Ctrl-C included, it is bit-exactly what it was.
+
+    Args:
+        model: any module, in eval mode, pruned or not; or a `Problem`, whose teacher then counts.
+        batches: calibration data as for `de_plugin.prune`; None with a `Problem`.
+        bits: the bytes of so many bits for each survivor, 2 to 8, with the least divergence.
+        target_bytes: a file of at most so many bytes, all included, with the least divergence.
+        max_divergence: the smallest file of at most this divergence on held-back data.
+        max_loss: the smallest file whose `metric` is at most so much above the teacher's.
+        metric: ``fn(model) -> float``, lower is better, such as the error on validation data.
+        teacher: the network before it was pruned, in eval mode; None: the model as it is.
+        codebooks: what gives uniform bits to every layer, for comparison: names or objects.
+        weighting: of errors: "fisher", "activations" or "none"; the first needs a gradient.
+        biases: bits of bias vectors, 2 to 8, or "exact".
+        recovery: after levels are chosen: None, "bias", "batchnorm", "levels", "straight-through",
+            "distill", objects such as ``Distillation(steps=2000, labels=0.5)``, or a list of these.
+        search: how long rates evolve.
+        levels: how long the levels of each layer evolve after that, at a given size; None leaves it out.
+        budget: bound on evaluations or seconds of the search.
+        include: name patterns and module types to quantize; default all prunable weights.
+        exclude: name patterns and module types to leave exact.
+        divergence: "kl", "js", "mse", "cosine", or a callable on (student outputs, teacher outputs).
+        forward: ``fn(model, inputs) -> outputs`` for models that need more than a call.
+        samples: read at most this many samples.
+        batch_size: samples in a forward pass.
+        holdout: fraction of the samples held back from the search.
+        memory: bytes for the inputs, and again for the teacher's outputs.
+        seed: of every draw; the same seed gives the same levels.
+
+    Returns:
+        What was done, with all levels.
+
+    Raises:
+        TargetError: no levels that were tried keep to the goal.
+        DEError: an argument cannot work; the message says what to do.
+    """
+    started = time.monotonic()
+    goal = Goal(bits, target_bytes, max_divergence, max_loss, metric)
+    check_weighting(weighting)
+    books = _books(codebooks)
+    if levels is not None:
+        levels.check()
+    steps = level_recoveries(recovery)
+    limit = Budget() if budget is None else budget
+    if isinstance(model, Problem):
+        if batches is not None or teacher is not None:
+            raise ArgumentError("batches, teacher: a Problem has its own; leave both out")
+        network, problem = model.model, model
+    else:
+        network, problem = model, None
+    with untouched_on_error(network):
+        if problem is None:
+            problem = Problem(
+                network,
+                batches,
+                divergence=divergence,
+                forward=forward,
+                include=include,
+                exclude=exclude,
+                samples=samples,
+                batch_size=batch_size,
+                holdout=holdout,
+                memory=memory,
+                seed=seed,
+                teacher=teacher,
+            )
+        whole = metric(teacher or network) if metric is not None else None
+        bake(network, problem.units.masks(problem.kept.to(problem.device)))
+        student = Student(problem, weighting, biases)
+        search_ = Allocation(
+            student, goal, books, steps, search or RateSearch(), levels, limit, started, whole
+        )
+        start = student.divergence({}, problem.held_back)
+        found = search_.run()
+        student.write(found.quantization, found.rest)
+        return _report(search_, found, start)
+
+
+def _books(spec: Sequence[str | Codebook]) -> list[Codebook]:
+    """Return every codebook that takes part, names at all numbers of bits."""
+    if isinstance(spec, str):
+        raise ArgumentError(f"codebooks={spec!r}: expected a list, as in [{spec!r}]")
+    uniform = [codebook("uniform", bits=n) for n in _ALL_BITS]
+    named = [codebook(x, bits=n) for x in spec if isinstance(x, str) and x != "uniform" for n in _ALL_BITS]
+    return [*uniform, *named, *(codebook(x) for x in spec if not isinstance(x, str))]
+
+
+def _report(bits: Allocation, found: Trial, start: float) -> QuantizationReport:
+    student = bits.student
+    before = {part.name: int(part.kept.sum()) for part in student.parts}
+    tensors = {id(x): x for x in student.tensors().values()}
+    layers = tuple(
+        LayerBits.of(name, q, before.get(name, int((student.tensor(name) != 0).sum())))
+        for name, q in found.quantization.items()
+    )
+    spent = bits.spent()
+    return QuantizationReport(
+        quantization=dict(found.quantization),
+        state=student.state(found.quantization, found.rest),
+        dtypes=student.dtypes(found.quantization),
+        layers=layers,
+        goal=str(bits.goal),
+        winner=found.name,
+        bytes=round(found.bytes),
+        original_bytes=sum(x.numel() * x.element_size() for x in tensors.values()),
+        divergence=found.divergence,
+        start=start,
+        loss=None if bits.goal.metric is None else bits.loss(found),
+        curve=tuple(Point(t.name, t.bytes, t.divergence) for t in bits.met),
+        evaluations=student.problem.evaluations,
+        seconds=time.monotonic() - bits.started,
+        advice="the budget ended the search early; a larger one would find better levels" if spent else "",
+    )

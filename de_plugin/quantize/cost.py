@@ -1,0 +1,108 @@
+"""How many bytes a quantized tensor takes: estimated in a moment, or counted."""
+
+from __future__ import annotations
+
+import math
+import weakref
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+from de_plugin.encode.coder import encode_symbols
+from de_plugin.encode.quantized import Quantized
+from de_plugin.encode.tables import pack
+
+T = TypeVar("T")
+
+_ADAPTING = 0.5
+"""Symbols' worth of doubt with which an adaptive coder meets each value (Krichevsky and Trofimov 1981)."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The bytes that independent symbols and short levels take, places and values coded apart, adaptively.
+
+    Attributes:
+        places: which symbols are not zero.
+        values: what those are.
+        table: the levels.
+    """
+
+    places: float
+    values: float
+    table: float
+
+    @classmethod
+    def of(cls, quantized: Quantized) -> Estimate:
+        """Estimate a tensor in a moment; remembered for the object."""
+        known = _ESTIMATES.get(id(quantized))
+        if known is None or known[0]() is not quantized:
+            known = _remember(_ESTIMATES, quantized, cls._new(quantized))
+        return known[1]
+
+    @classmethod
+    def _new(cls, quantized: Quantized) -> Estimate:
+        symbols = quantized.symbols.reshape(-1)
+        values = symbols[symbols != 0].numpy()
+        _, counts = np.unique(values, return_counts=True)
+        places = _adaptive([len(values), symbols.numel() - len(values)])
+        return cls(places / 8, _adaptive(counts.tolist()) / 8, _table(quantized))
+
+    @property
+    def total(self) -> float:
+        """All bytes."""
+        return self.places + self.values + self.table
+
+
+def estimated(quantized: Quantized) -> float:
+    """Return the bytes of a tensor if its symbols were independent; changes of it are what counts."""
+    return Estimate.of(quantized).total
+
+
+def table_bytes(quantized: Quantized) -> int:
+    """Return the bytes of the level table."""
+    return len(pack(quantized.levels, quantized.lowest, quantized.axis is not None))
+
+
+def counted(quantized: Quantized) -> int:
+    """Return the bytes that the symbols and their table really take in a file; remembered for the object."""
+    known = _COUNTS.get(id(quantized))
+    if known is None or known[0]() is not quantized:
+        found = len(encode_symbols(quantized.symbols)) + table_bytes(quantized)
+        known = _remember(_COUNTS, quantized, found)
+    return known[1]
+
+
+def _remember(
+    memory: dict[int, tuple[weakref.ref[Quantized], T]], quantized: Quantized, value: T
+) -> tuple[weakref.ref[Quantized], T]:
+    """Keep a value as long as the object lives."""
+    number = id(quantized)
+    memory[number] = (weakref.ref(quantized, lambda _: memory.pop(number, None)), value)
+    return memory[number]
+
+
+_COUNTS: dict[int, tuple[weakref.ref[Quantized], int]] = {}
+_ESTIMATES: dict[int, tuple[weakref.ref[Quantized], Estimate]] = {}
+
+
+def _table(quantized: Quantized) -> float:
+    """Return about the bytes of a table: a step a group in four, or each level in two."""
+    groups, count = quantized.levels.shape
+    multiples = torch.arange(quantized.lowest, quantized.lowest + count)
+    outer = int(multiples.abs().argmax())
+    steps = quantized.levels[:, outer] / max(1, int(multiples[outer].abs())) * multiples[outer].sign()
+    uniform = torch.allclose(steps[:, None] * multiples, quantized.levels, rtol=1e-6)
+    return 3.0 + groups * (4 if uniform else 2 * (count - 1))
+
+
+def _adaptive(counts: list[int]) -> float:
+    """Return the bits of a sequence with these counts under the KT estimator."""
+    total, kinds = sum(counts), len(counts)
+    if total == 0:
+        return 0.0
+    code = sum(math.lgamma(_ADAPTING) - math.lgamma(n + _ADAPTING) for n in counts)
+    code += math.lgamma(total + kinds * _ADAPTING) - math.lgamma(kinds * _ADAPTING)
+    return code / math.log(2)

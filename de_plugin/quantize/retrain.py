@@ -1,0 +1,264 @@
+"""Training with levels: their values while assignments are frozen, or the weights behind them.
+
+Both go on where `de_plugin.prune.recover.Distillation` stops: its loss, its batches and its looks at
+the held-back data are used.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from de_plugin.assess.guard import untouched_on_error
+from de_plugin.encode.quantized import Quantized
+from de_plugin.prune.recover import Distillation
+from de_plugin.prune.recover.distill import _adam
+from de_plugin.quantize.rates import Rates
+from de_plugin.quantize.student import Student
+from de_plugin.quantize.survivors import Survivors, two_bytes
+from de_plugin.quantize.trial import Trial
+
+
+class Latent(ABC):
+    """What is trained in a quantized tensor's place."""
+
+    value: Tensor
+
+    @abstractmethod
+    def quantized(self) -> Quantized:
+        """Return the levels as they are now."""
+
+    @abstractmethod
+    def pull(self, gradient: Tensor) -> Tensor:
+        """Turn the gradient of the tensor into that of `value`."""
+
+
+class Levels(Latent):
+    """The levels of a tensor: the gradient of each is the sum of its members' (Han et al., sec. 3.3)."""
+
+    def __init__(self, quantized: Quantized) -> None:
+        self._old = quantized
+        self.value = quantized.levels.clone()
+        groups, count = self.value.shape
+        column = quantized.symbols.long() - quantized.lowest
+        if quantized.axis is not None:
+            spread = [1] * column.dim()
+            spread[quantized.axis] = -1
+            column = column + count * torch.arange(groups).reshape(spread)
+        self._at = column.reshape(-1)
+
+    def quantized(self) -> Quantized:
+        """Return the same symbols with two-byte levels."""
+        return replace(self._old, levels=two_bytes(self.value))
+
+    def pull(self, gradient: Tensor) -> Tensor:
+        """Sum over the members; zero stays zero."""
+        total = torch.zeros(self.value.numel()).index_add_(
+            0, self._at, gradient.detach().cpu().float().reshape(-1)
+        )
+        total = total.reshape(self.value.shape)
+        total[:, -self._old.lowest] = 0.0
+        return total
+
+
+class Stepped(Latent):
+    """A tensor on multiples of a fixed step, trained straight through (Bengio et al., arXiv:1308.3432)."""
+
+    def __init__(self, quantized: Quantized, value: Tensor) -> None:
+        self._old = quantized
+        beside = -quantized.lowest + (1 if quantized.levels.shape[1] > 1 - quantized.lowest else -1)
+        self._step = abs(float(quantized.levels[0, beside])) if quantized.levels.shape[1] > 1 else 1.0
+        exact, now = value.detach().cpu().float(), quantized.dequantize()
+        self.value = torch.where((exact - now).abs() <= self._step / 2, exact, now)
+
+    def quantized(self) -> Quantized:
+        """Return the nearest multiples within the old range."""
+        low = self._old.lowest
+        high = low + self._old.levels.shape[1] - 1
+        return replace(self._old, symbols=torch.round(self.value / self._step).clamp(low, high).int())
+
+    def pull(self, gradient: Tensor) -> Tensor:
+        """Pass it through."""
+        return gradient.detach().cpu().float()
+
+
+class Weights(Latent):
+    """The survivors behind a tensor's levels, assigned anew at each step, trained straight through."""
+
+    def __init__(self, survivors: Survivors, assign: Callable[[Survivors], Quantized]) -> None:
+        self._survivors = survivors
+        self._assign = assign
+        self._places = torch.from_numpy(survivors.places)
+        self.value = torch.from_numpy(survivors.values).float().clone()
+
+    @property
+    def survivors(self) -> Survivors:
+        """The survivors with their values as they are now; none becomes exactly zero."""
+        values = self.value.double()
+        tiny = torch.finfo(torch.float32).tiny
+        return replace(self._survivors, values=torch.where(values == 0, tiny, values).numpy())
+
+    def quantized(self) -> Quantized:
+        """Assign all survivors."""
+        return self._assign(self.survivors)
+
+    def pull(self, gradient: Tensor) -> Tensor:
+        """Pass the survivors' part through."""
+        return gradient.detach().cpu().float().reshape(-1)[self._places]
+
+
+@dataclass(frozen=True)
+class Retraining(ABC):
+    """What both ways of training share.
+
+    Args:
+        training: steps, learning rate, weight of the labels and so on; label-free by default.
+    """
+
+    training: Distillation = field(default_factory=Distillation)
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """Short name for tables."""
+
+    @property
+    def labels(self) -> float:
+        """Weight of the labels' cross-entropy."""
+        return self.training.labels
+
+    def prepare(self, student: Student) -> None:
+        """Check early that there is what training needs; see `Distillation.prepare`."""
+        self.training.prepare(student.problem)
+
+    def __call__(self, rates: Rates, trial: Trial) -> tuple[Rates, Trial]:
+        """Return the trial after training, the best on the held-back data; the model is left as it is."""
+        student = rates.student
+        latents = self._latents(rates, trial)
+        with untouched_on_error(student.problem.model) as before:
+            try:
+                found = _train(student, self.training, trial, latents)
+            finally:
+                before.restore()
+        return self._after(rates, replace(found, name=f"{trial.name}+{self.name}"), latents)
+
+    @abstractmethod
+    def _latents(self, rates: Rates, trial: Trial) -> dict[str, Latent]:
+        """Return what is trained for each quantized tensor."""
+
+    def _after(self, rates: Rates, trial: Trial, latents: dict[str, Latent]) -> tuple[Rates, Trial]:
+        return rates, trial
+
+
+@dataclass(frozen=True)
+class LevelTraining(Retraining):
+    """Trains level values, biases and norms; who has which level stays (Han et al., arXiv:1510.00149)."""
+
+    @property
+    def name(self) -> str:
+        """Return "levels"."""
+        return "levels"
+
+    def _latents(self, rates: Rates, trial: Trial) -> dict[str, Latent]:
+        weights = {part.name for part in rates.student.parts}
+        return {
+            name: Levels(q) if name in weights else Stepped(q, rates.student.tensor(name))
+            for name, q in trial.quantization.items()
+        }
+
+
+@dataclass(frozen=True)
+class StraightThrough(Retraining):
+    """Trains the weights behind the levels; assignments, zeros among them, follow at each step."""
+
+    @property
+    def name(self) -> str:
+        """Return "straight-through"."""
+        return "straight-through"
+
+    def _latents(self, rates: Rates, trial: Trial) -> dict[str, Latent]:
+        if trial.genome is None:
+            return LevelTraining._latents(LevelTraining(self.training), rates, trial)
+        result: dict[str, Latent] = {}
+        for n, part in enumerate(rates.student.parts):
+            rule = replace(rates.rule(n, trial.genome, trial.scale), rounds=2)
+
+            def assign(survivors: Survivors, rule: Any = rule, part: Any = part) -> Quantized:
+                return rates.student.exact(part, rule.of(survivors))
+
+            result[part.name] = Weights(rates.survivors[n], assign)
+        for name, q in trial.quantization.items():
+            if name not in result:
+                result[name] = Stepped(q, rates.student.tensor(name))
+        return result
+
+    def _after(self, rates: Rates, trial: Trial, latents: dict[str, Latent]) -> tuple[Rates, Trial]:
+        found = [latents[part.name] for part in rates.student.parts]
+        moved = tuple(
+            x.survivors if isinstance(x, Weights) else old
+            for x, old in zip(found, rates.survivors, strict=True)
+        )
+        return replace(rates, survivors=moved), trial
+
+
+def _train(student: Student, rule: Distillation, trial: Trial, latents: dict[str, Latent]) -> Trial:
+    """Return the best of the training, and leave the latent values at it."""
+    problem = student.problem
+    student.write(trial.quantization, trial.rest)
+    named = student.tensors()
+    quantized = [(name, named[name], latent) for name, latent in latents.items()]
+    own = {id(x) for _, x, _ in quantized}
+    free = [
+        x
+        for x in named.values()
+        if isinstance(x, nn.Parameter) and id(x) not in own and x.is_floating_point()
+    ]
+    held_back = problem.pool.take(problem.held_back)
+
+    def put() -> dict[str, Quantized]:
+        now = {name: latent.quantized() for name, _, latent in quantized}
+        student.write(now)
+        return now
+
+    lowest = rule._validate(problem, held_back)
+    best = (
+        trial.quantization,
+        student.rest(trial.quantization),
+        [copy.copy(x.value) for x in latents.values()],
+    )
+    trained = [*(latent.value.requires_grad_(False) for latent in latents.values()), *(p.data for p in free)]
+    places = [*(nn.Parameter(x, requires_grad=True) for x in trained)]
+    optimizer = _adam(places, rule.lr, rule.weight_decay)
+    everything = [x for _, x, _ in quantized] + free
+    for parameter in everything:
+        parameter.requires_grad_(True)
+    sources = rule._batches(problem)
+    for step in range(rule.steps):
+        optimizer.param_groups[0]["lr"] = rule._rate(step)
+        put()
+        with torch.enable_grad():
+            loss = rule._loss(problem, next(sources))
+            found = torch.autograd.grad(loss, everything, allow_unused=True)
+        for place, gradient, number in zip(places, found, range(len(found)), strict=True):
+            if gradient is None:
+                place.grad = None
+            else:
+                place.grad = quantized[number][2].pull(gradient) if number < len(quantized) else gradient
+        optimizer.step()
+        if (step + 1) % rule.validate_every and step + 1 < rule.steps:
+            continue
+        now = put()
+        value = rule._validate(problem, held_back)
+        if value < lowest:
+            lowest = value
+            best = (now, student.rest(now), [x.value.clone() for x in latents.values()])
+    for latent, kept in zip(latents.values(), best[2], strict=True):
+        latent.value.copy_(kept)
+    return replace(trial, quantization=best[0], rest=best[1], divergence=math.nan, value=math.nan)

@@ -1,0 +1,171 @@
+"""What is encoded comes back, in few bytes, and damaged bytes are refused or read as other symbols."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from de_plugin.encode.coder import decode_symbols, encode_symbols
+from de_plugin.encode.fixed import CURVATURE, LIMIT, LOGARITHM, NAT, ONE, PROBABILITY
+from de_plugin.encode.wavefront import Sheet, natural_layout
+from de_plugin.errors import ArgumentError, DEError
+
+Symbols = npt.NDArray[np.int32]
+LARGEST = 2**31 - 1
+
+
+def back(symbols: Symbols) -> Symbols:
+    found: Symbols = decode_symbols(encode_symbols(symbols), symbols.shape).numpy()
+    return found
+
+
+def sparse(shape: tuple[int, ...], density: float, largest: int, seed: int = 0) -> Symbols:
+    rng = np.random.default_rng(seed)
+    values = rng.integers(-largest, largest + 1, shape)
+    return np.asarray(values * (rng.random(shape) < density), dtype=np.int32)
+
+
+def entropy(symbols: Symbols) -> float:
+    """Return the bytes that an ideal coder needs that knows how often each symbol occurs, and no more."""
+    counts = np.unique(symbols, return_counts=True)[1]
+    shares = counts / symbols.size
+    return float(-(counts * np.log2(shares)).sum() / 8)
+
+
+@given(
+    hnp.arrays(
+        np.int32,
+        hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=9),
+        elements=st.one_of(st.just(0), st.integers(-4, 4), st.integers(-LARGEST - 1, LARGEST)),
+    )
+)
+@settings(deadline=None, max_examples=60)
+def test_any_symbols_come_back(symbols: Symbols) -> None:
+    assert np.array_equal(back(symbols), symbols)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (),
+        (1,),
+        (1, 400),
+        (400, 1),
+        (30, 70),
+        (20, 1, 5, 5),
+        (50, 20, 3, 3),
+        (2, 3000),
+        (3000, 2),
+        (8, 0),
+        (9, 8, 7),
+    ],
+)
+@pytest.mark.parametrize("density", [0.0, 0.03, 0.4, 1.0])
+def test_every_shape_and_density_comes_back(shape: tuple[int, ...], density: float) -> None:
+    for largest in (1, 6, 300):
+        symbols = sparse(shape, density, largest)
+        assert np.array_equal(back(symbols), symbols)
+
+
+@pytest.mark.parametrize("value", [1, -1, 7])
+def test_equal_symbols_take_next_to_nothing(value: int) -> None:
+    symbols = np.full((100, 100), value, dtype=np.int32)
+    assert np.array_equal(back(symbols), symbols)
+    assert len(encode_symbols(symbols)) < 100
+
+
+def test_zeros_take_nothing() -> None:
+    assert encode_symbols(torch.zeros(1000, 1000, dtype=torch.int32)) == b""
+
+
+@pytest.mark.parametrize(("density", "largest"), [(0.02, 3), (0.1, 7), (0.5, 7), (1.0, 7)])
+def test_unrelated_symbols_take_what_their_entropy_says(density: float, largest: int) -> None:
+    symbols = sparse((300, 330), density, largest)
+    assert len(encode_symbols(symbols)) < 1.012 * entropy(symbols) + 30
+
+
+def test_dead_columns_and_dense_rows_are_learnt() -> None:
+    rng = np.random.default_rng(1)
+    chance = np.outer(rng.choice([0.02, 0.4], 200), rng.choice([0.0, 1.0], 300))
+    symbols = np.where(rng.random((200, 300)) < chance, rng.integers(-3, 4, (200, 300)), 0).astype(np.int32)
+    assert len(encode_symbols(symbols)) < 0.8 * entropy(symbols)
+
+
+def test_kernels_that_are_used_or_not_are_learnt() -> None:
+    rng = np.random.default_rng(2)
+    used = rng.random((64, 32, 1, 1)) < 0.1
+    symbols = (used * rng.integers(-2, 3, (64, 32, 3, 3))).astype(np.int32)
+    assert len(encode_symbols(symbols)) < 0.75 * entropy(symbols)
+
+
+def test_the_format_stands() -> None:
+    """These bytes are in users' files: a change here needs a new format version."""
+    fixed = ((np.arange(6 * 40) * 7919) % 31 - 26).clip(0).astype(np.int32).reshape(6, 40)
+    fixed[2] *= -1
+    assert encode_symbols(fixed).hex() == GOLDEN
+    assert np.array_equal(decode_symbols(bytes.fromhex(GOLDEN), (6, 40)).numpy(), fixed)
+
+
+GOLDEN = "084ce9541813853fdc3cc55f7ad7073733782dcfe4196f"
+
+
+def test_no_table_entry_is_near_a_half() -> None:
+    """Libraries differ by a unit in the last place of a logarithm: nothing may be rounded differently."""
+    counts = np.maximum(np.arange(len(LOGARITHM)), 1)
+    odds = 1 / (1 + np.exp(-np.arange(-LIMIT, LIMIT + 1) / NAT))
+    for exact, table in (
+        (np.log(counts) * NAT, LOGARITHM),
+        (odds * ONE, PROBABILITY),
+        (np.maximum(odds * (1 - odds) * 65536, 1), CURVATURE),
+    ):
+        assert np.array_equal(np.rint(exact), table)
+        near = np.abs(np.abs(exact - np.floor(exact)) - 0.5)
+        assert float(near.min()) > 1e-9
+
+
+@given(st.data())
+@settings(deadline=None, max_examples=80)
+def test_damaged_bytes_are_refused_or_read_as_other_symbols(data: Any) -> None:
+    symbols = sparse((12, 25), 0.3, 5)
+    whole = bytearray(encode_symbols(symbols))
+    for _ in range(data.draw(st.integers(1, 3))):
+        whole[data.draw(st.integers(0, len(whole) - 1))] ^= data.draw(st.integers(1, 255))
+    cut = bytes(whole[: data.draw(st.integers(0, len(whole)))])
+    try:
+        found = decode_symbols(cut, symbols.shape)
+    except DEError:
+        return
+    assert found.shape == symbols.shape
+    assert found.dtype == torch.int32
+
+
+def test_other_types_are_refused() -> None:
+    with pytest.raises(ArgumentError, match="int32"):
+        encode_symbols(torch.zeros(3, dtype=torch.int64))
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [(1_000_000, 8), (8, 1_000_000), (1 << 22, 2), (1, 5_000_000), (300_000, 3, 3, 3), (4, 1, 1000, 1000)],
+)
+def test_the_sheet_of_a_matrix_is_not_much_larger_than_the_matrix(shape: tuple[int, ...]) -> None:
+    layout = natural_layout(shape)
+    down, across = layout.tiles()
+    height, width = -(-layout.rows // down), -(-layout.columns // across)
+    margin = max(2, *layout.distances, 2)
+    cells = (height + width + margin) * (height + 1) * down * across
+    assert cells <= 16 * math.prod(shape) + (1 << 20)
+
+
+def test_a_sheet_gives_back_its_matrix() -> None:
+    symbols = sparse((37, 91), 0.5, 9).reshape(-1)
+    for steps in (0, 20, 200):
+        assert np.array_equal(Sheet(natural_layout((37, 91)), symbols, steps).symbols(), symbols)

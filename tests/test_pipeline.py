@@ -1,0 +1,173 @@
+"""From a model to its file and back: what comes back, what is chosen, what is refused."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from de_plugin import encode
+from de_plugin.errors import ArgumentError, DEError, FileError, TargetError
+from de_plugin.pipeline import Compression, Stage, compress
+from de_plugin.quantize import RateSearch
+
+QUICK: dict[str, Any] = {
+    "pruning": {"criterion": "magnitude"},
+    "quantizing": {"search": RateSearch(generations=1, rounds=1), "codebooks": ("uniform",)},
+}
+
+
+class Small(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 8, 3, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+        self.fc = nn.Linear(8 * 16, 5)
+        self.register_buffer("scale", torch.tensor([0.5, float("inf")]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.fc(torch.relu(self.norm(self.conv(x))).flatten(1))
+        return logits
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return Small().eval()
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.randn(160, 1, 4, 4, generator=torch.Generator().manual_seed(1))
+
+
+def state_of(model: nn.Module) -> dict[str, Tensor]:
+    return {name: x.clone() for name, x in model.state_dict().items()}
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_the_file_gives_back_the_model_bit_for_bit(model: nn.Module, images: Tensor, tmp_path: Path) -> None:
+    path = tmp_path / "small.de.safetensors"
+    stages: list[Stage] = []
+    with torch.no_grad():
+        before = model(images)
+    found = compress(model, images, path, 0.7, progress=stages.append, **QUICK)
+    assert found.bytes == path.stat().st_size
+    assert same(encode.load(path), state_of(model))
+    other = Small().eval()
+    encode.load(path, into=other)
+    with torch.no_grad():
+        assert torch.equal(other(images), model(images))
+        assert not torch.equal(before, model(images))
+    zeros = sum(
+        int((p == 0).sum()) for name, p in model.named_parameters() if name in ("conv.weight", "fc.weight")
+    )
+    assert zeros >= round(0.7 * (8 * 9 + 5 * 128))
+    assert found.ratio == pytest.approx(
+        sum(x.numel() for x in state_of(model).values()) * 4 / found.bytes, rel=0.05
+    )
+    assert [x.name for x in stages] == ["prune", "quantize", "encode"]
+
+
+def test_without_a_path_nothing_is_written(model: nn.Module, images: Tensor, tmp_path: Path) -> None:
+    found = compress(model, images, sparsity=0.5, **QUICK)
+    assert found.path is None
+    assert found.bytes > 0
+    assert not list(tmp_path.iterdir())
+
+
+def test_zeros_stay_where_nothing_is_pruned(model: nn.Module, images: Tensor) -> None:
+    weight = model.get_parameter("fc.weight")
+    with torch.no_grad():
+        weight[:, ::3] = 0
+    found = compress(model, images, sparsity=None, bits=6, quantizing=QUICK["quantizing"])
+    assert found.pruning is None
+    assert bool((weight[:, ::3] == 0).all())
+
+
+def test_the_best_of_several_sparsities_is_kept(model: nn.Module, images: Tensor) -> None:
+    twin = copy.deepcopy(model)
+    found = compress(model, images, sparsity=[0.3, 0.8], max_divergence=0.3, **QUICK)
+    assert {s for s, _, _ in found.tried} <= {0.3, 0.8}
+    assert found.bytes == min(b for _, b, _ in found.tried)
+    assert found.quantization.divergence <= 0.3
+    alone = compress(twin, images, sparsity=found.sparsity, max_divergence=0.3, **QUICK)
+    assert same(state_of(model), state_of(twin))
+    assert alone.bytes == found.bytes
+
+
+def test_a_size_is_kept_to(model: nn.Module, images: Tensor) -> None:
+    found = compress(model, images, sparsity=0.8, target_bytes=700, **QUICK)
+    assert found.bytes <= 700
+
+
+def test_a_loss_is_kept_to(model: nn.Module, images: Tensor) -> None:
+    with torch.no_grad():
+        expected = model(images).argmax(1)
+
+    def wrong(candidate: nn.Module) -> float:
+        with torch.no_grad():
+            return float((candidate(images).argmax(1) != expected).double().mean())
+
+    found = compress(model, images, sparsity=0.3, max_loss=0.2, metric=wrong, **QUICK)
+    assert wrong(model) <= 0.2
+    assert found.quantization.loss == pytest.approx(wrong(model))
+
+
+def test_the_same_seed_gives_the_same_file(model: nn.Module, images: Tensor, tmp_path: Path) -> None:
+    twin = copy.deepcopy(model)
+    compress(model, images, tmp_path / "a", 0.6, seed=3, **QUICK)
+    compress(twin, images, tmp_path / "b", 0.6, seed=3, **QUICK)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "match"),
+    [
+        ({"sparsity": 1.5}, ArgumentError, "sparsity"),
+        ({"sparsity": "high"}, ArgumentError, "sparsity"),
+        ({"sparsity": []}, ArgumentError, "sparsity"),
+        ({"bits": 4, "target_bytes": 500}, ArgumentError, "exactly one"),
+        ({"max_loss": 1.0}, ArgumentError, "metric"),
+        ({"pruning": {"recovrey": "distill"}}, ArgumentError, "recovrey"),
+        ({"pruning": {"seed": 1}}, ArgumentError, "argument of compress"),
+        ({"quantizing": {"bits": 3}}, ArgumentError, "argument of compress"),
+        ({"target_bytes": 20}, TargetError, "20"),
+        ({"path": "/nowhere/at/all.de"}, FileError, "path"),
+    ],
+)
+def test_what_cannot_work_is_said_and_leaves_the_model(
+    model: nn.Module, images: Tensor, options: dict[str, Any], error: type[DEError], match: str
+) -> None:
+    before = state_of(model)
+    with pytest.raises(error, match=match):
+        compress(model, images, **{**QUICK, "sparsity": 0.5, **options})
+    assert same(state_of(model), before)
+
+
+def test_an_interruption_leaves_the_model(model: nn.Module, images: Tensor, tmp_path: Path) -> None:
+    before = state_of(model)
+
+    def stop(stage: Stage) -> None:
+        if stage.name == "encode":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compress(model, images, tmp_path / "file", 0.5, progress=stop, **QUICK)
+    assert same(state_of(model), before)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_report_is_plain_data_and_a_table(model: nn.Module, images: Tensor) -> None:
+    found: Compression = compress(model, images, sparsity=0.5, **QUICK)
+    plain = found.to_dict()
+    assert plain["bytes"] == found.bytes
+    assert plain["quantization"]["winner"]
+    assert "fc.weight" in str(found)

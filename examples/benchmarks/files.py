@@ -3,8 +3,8 @@
 "post-training" takes no gradient step: masks and levels are chosen by measured divergence, survivors are
 updated in closed form; 5,000 training images that the search does not see tell how small the file may
 become: it errs on at most `--points` percent more of them than the original. "recovered" trains between the
-cycles and after the levels, with labels, and fits a file of the size asked for. All choices see training images
-only. The error is that of the file as it is loaded, on the 10,000 test images, looked at once.
+cycles and after the levels, with labels, and fits a file of the size asked for. All choices see training
+images only. The error is that of the file as it is loaded, on the 10,000 test images, looked at once.
 """
 
 from __future__ import annotations

@@ -33,13 +33,19 @@ def add(app: typer.Typer, rank: int) -> None:
             list[float] | None,
             typer.Option(help="Fraction of weights to zero; several: the best is kept. Default 0.9."),
         ] = None,
-        bits: Annotated[int, typer.Option(help="Goal: bytes of so many bits a survivor. Default 4.")] = 0,
-        target_bytes: Annotated[int, typer.Option(help="Goal: a file of at most so many bytes.")] = 0,
-        max_divergence: Annotated[float, typer.Option(help="Goal: the smallest file within it.")] = -1.0,
+        bits: Annotated[
+            int | None, typer.Option(help="Goal: bytes of so many bits a survivor. Default 4.")
+        ] = None,
+        target_bytes: Annotated[
+            int | None, typer.Option(help="Goal: a file of at most so many bytes.")
+        ] = None,
+        max_divergence: Annotated[
+            float | None, typer.Option(help="Goal: the smallest file within it.")
+        ] = None,
         max_loss: Annotated[
-            float,
+            float | None,
             typer.Option(help="Goal: the smallest file with so many percent more errors on held-out data."),
-        ] = -1.0,
+        ] = None,
         criterion: Annotated[str, typer.Option(help="See `de-plugin criteria`.")] = "de",
         cycles: Annotated[int, typer.Option(help="Pruning cycles; 0 = default.")] = 0,
         recovery: Annotated[list[str] | None, typer.Option(help="After each cycle; see prune.")] = None,
@@ -64,7 +70,7 @@ def add(app: typer.Typer, rank: int) -> None:
         check_writable(output)
         network, batches, test = first_alone(rank, lambda: loaded(model, data, checkpoint))
         metric = None
-        if max_loss >= 0:
+        if max_loss is not None:
             batches, held_out = _split(batches)
             metric = lambda candidate: _error(candidate, *held_out)  # noqa: E731
         with Bar(console=console, disable=as_json or rank > 0, transient=True) as bar:
@@ -76,12 +82,12 @@ def add(app: typer.Typer, rank: int) -> None:
             found = run(
                 network,
                 batches,
-                output if rank == 0 else None,
+                output,
                 sparsity or 0.9,
-                bits=bits or None,
-                target_bytes=target_bytes or None,
-                max_divergence=max_divergence if max_divergence >= 0 else None,
-                max_loss=max_loss if max_loss >= 0 else None,
+                bits=bits,
+                target_bytes=target_bytes,
+                max_divergence=max_divergence,
+                max_loss=max_loss,
                 metric=metric,
                 pruning={
                     "criterion": criterion,

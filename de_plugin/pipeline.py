@@ -18,12 +18,14 @@ from torch import Tensor, nn
 
 from de_plugin.assess.divergence import Divergence
 from de_plugin.assess.guard import untouched_on_error
+from de_plugin.assess.ranks import Ranks
 from de_plugin.assess.teacher import Forward
 from de_plugin.assess.units import Pattern
 from de_plugin.encode import Info, loads, packed
 from de_plugin.encode.files import whole
 from de_plugin.errors import ArgumentError, FileError, TargetError
 from de_plugin.prune import Report, prune
+from de_plugin.prune.target import check_sparsity
 from de_plugin.quantize import QuantizationReport, quantize
 from de_plugin.quantize.goal import Metric
 
@@ -205,7 +207,7 @@ def compress(
     _check("quantizing", quantizing, quantize, ("model", "batches", "teacher", *_GOALS, *_SHARED))
     fractions = _fractions(sparsity)
     _check_path(path)
-    smallest = bits is None and target_bytes is None
+    smallest = goal["bits"] is None and target_bytes is None
 
     def tell(name: str, fraction: float) -> None:
         if progress is not None:
@@ -262,14 +264,20 @@ def _copied(model: nn.Module) -> dict[str, Tensor]:
 def _written(model: nn.Module, levels: QuantizationReport, path: str | os.PathLike[str] | None) -> Info:
     """Read the file's content as anyone would, compare it with the model, and write it."""
     data, info = packed(levels.state, dtypes=levels.dtypes)
-    decoded = loads(data)
+    decoded = loads(data, max_bytes=1 << 62)
     state = model.state_dict()
     wrong = [name for name, x in state.items() if not _same(x.detach().cpu(), decoded.get(name))]
     if wrong or len(decoded) != len(state):
         raise FileError(f"path={path}: {', '.join(wrong) or 'names'} would not come back; please report this")
-    if path is not None:
-        with whole(path) as draft:
-            draft.write_bytes(data)
+    ranks = Ranks(torch.device("cpu"))
+
+    def write() -> Tensor:
+        if path is not None and ranks.rank == 0:
+            with whole(path) as draft:
+                draft.write_bytes(data)
+        return torch.zeros(1, dtype=torch.float64)
+
+    ranks.run_shared(1, write)  # where the first cannot write, none goes on
     return info
 
 
@@ -283,12 +291,12 @@ def _same(ours: Tensor, theirs: Tensor | None) -> bool:
 
 def _fractions(sparsity: float | Sequence[float] | None) -> list[float | None]:
     if sparsity is None or isinstance(sparsity, Real):
-        return [sparsity if sparsity is None else float(sparsity)]
+        return [None if sparsity is None else check_sparsity(sparsity)]
     if isinstance(sparsity, str) or not isinstance(sparsity, Sequence) or not sparsity:
         raise ArgumentError(
             f"sparsity={sparsity!r}: expected a fraction in [0, 1), several in a list, or None"
         )
-    return [float(x) for x in sparsity]
+    return [check_sparsity(x) for x in sparsity]
 
 
 def _check(

@@ -17,7 +17,11 @@ from de_plugin.quantize import RateSearch
 
 QUICK: dict[str, Any] = {
     "pruning": {"criterion": "magnitude"},
-    "quantizing": {"search": RateSearch(generations=1, rounds=1), "codebooks": ("uniform",)},
+    "quantizing": {
+        "search": RateSearch(generations=0, rounds=1),
+        "codebooks": ("uniform",),
+        "levels": None,
+    },
 }
 
 
@@ -134,6 +138,8 @@ def test_the_same_seed_gives_the_same_file(model: nn.Module, images: Tensor, tmp
         ({"sparsity": 1.5}, ArgumentError, "sparsity"),
         ({"sparsity": "high"}, ArgumentError, "sparsity"),
         ({"sparsity": []}, ArgumentError, "sparsity"),
+        ({"sparsity": [0.5, 2.0]}, ArgumentError, "sparsity"),
+        ({"sparsity": ["a"]}, ArgumentError, "sparsity"),
         ({"bits": 4, "target_bytes": 500}, ArgumentError, "exactly one"),
         ({"max_loss": 1.0}, ArgumentError, "metric"),
         ({"pruning": {"recovrey": "distill"}}, ArgumentError, "recovrey"),
@@ -171,3 +177,16 @@ def test_a_report_is_plain_data_and_a_table(model: nn.Module, images: Tensor) ->
     assert plain["bytes"] == found.bytes
     assert plain["quantization"]["winner"]
     assert "fc.weight" in str(found)
+
+
+def test_without_a_goal_four_bits_are_the_goal(model: nn.Module, images: Tensor) -> None:
+    twin = copy.deepcopy(model)
+    found = compress(model, images, sparsity=[0.3, 0.8], **QUICK)
+    other = compress(twin, images, sparsity=[0.3, 0.8], bits=4, **QUICK)
+    assert found.sparsity == other.sparsity
+    assert same(state_of(model), state_of(twin))
+
+
+def test_a_metric_that_is_no_number_is_refused(model: nn.Module, images: Tensor) -> None:
+    with pytest.raises(ArgumentError, match="metric"):
+        compress(model, images, sparsity=0.5, max_loss=1.0, metric=lambda _: float("nan"), **QUICK)

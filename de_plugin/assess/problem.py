@@ -118,7 +118,14 @@ class Problem:
         if teacher is not None:
             require_eval(teacher)
         answered = ask(
-            self.forward, teacher or model, batches, samples, batch_size, memory, spill, self.device
+            self.forward,
+            model if teacher is None else teacher,
+            batches,
+            samples,
+            batch_size,
+            memory,
+            spill,
+            self.device,
         )
         self.pool = Pool(answered, batch_size, spill)
         self.search, self.held_back = self._partition(holdout)

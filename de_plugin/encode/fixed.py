@@ -27,7 +27,8 @@ ONE = 1 << 22
 COUNT = 16
 """Units in one observed symbol, so that a prior may be a fraction of one."""
 
-_COUNTS = 1 << 18
+_DIGITS = 18
+_COUNTS = 1 << _DIGITS
 
 LOGARITHM = np.rint(np.log(np.maximum(np.arange(_COUNTS), 1)) * NAT)
 """Entry n is the natural logarithm of n; entry 0 is that of 1."""
@@ -42,7 +43,14 @@ CURVATURE = np.maximum(np.rint(_ODDS * (1 - _ODDS) * 65536), 1)
 
 
 def log_odds(ones: Floats, zeros: Floats) -> Floats:
-    """Return the log odds of two arrays of counts, in `COUNT` units; less than one unit is read as one."""
+    """Return the log odds of two arrays of counts, in `COUNT` units; less than one unit is read as one.
+
+    Both counts of a pair are halved until the tables hold them.
+    """
+    largest = np.maximum(ones, zeros)
+    if largest.size and largest.max() >= _COUNTS:
+        halvings = np.minimum(_DIGITS - np.frexp(largest)[1], 0)
+        ones, zeros = np.ldexp(ones, halvings), np.ldexp(zeros, halvings)
     above = LOGARITHM.take(ones.astype(np.intp), mode="clip")
     below = LOGARITHM.take(zeros.astype(np.intp), mode="clip")
     result: Floats = above - below

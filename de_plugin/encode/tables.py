@@ -120,7 +120,7 @@ def unpack(reader: Reader, limit: int) -> Table:
         stored = below + above
     else:
         raise FileError(f"a level table is damaged: kind {kind}")
-    if 4 * groups * (below + above + 1) > limit:
+    if 4 * max(groups, 1) * (below + above + 1) > limit:
         raise FileError(
             f"a level table of {groups} x {below + above + 1} levels is larger than {limit} bytes"
         )

@@ -21,6 +21,7 @@ Magnitudes = npt.NDArray[np.int16]
 _WORK = 1 << 27
 _FEWEST, _MOST, _LONGEST = 256, 512, 8192
 _ROOM, _SPARE = 16, 1 << 20
+_FOLDED, _NARROW, _LONG = 4096, 8, 4096
 FARTHEST = 1024
 """The largest group or line: columns farther apart are not looked at."""
 
@@ -70,13 +71,15 @@ class Layout:
 def natural_layout(shape: tuple[int, ...]) -> Layout:
     """Return the layout that a tensor's shape suggests.
 
-    A vector has no rows; it is folded into a square, as what is far apart in it is hardly related.
+    A vector has no rows; it is folded into a square, as what is far apart in it is hardly related. So is a
+    long narrow matrix: cut into tiles it would be coded in a few steps, before anything is learnt.
     """
     size = math.prod(shape)
-    if len(shape) < 2 or shape[0] == size:
+    columns = size // shape[0] if len(shape) > 1 and shape[0] else 0
+    short, long = sorted((shape[0] if shape else 1, columns))
+    if len(shape) < 2 or shape[0] == size or (size > _FOLDED and (short < _NARROW or long > _LONG * short)):
         width = math.isqrt(max(size, 1) - 1) + 1 if size else 0
         return Layout(-(-size // width) if width else 0, width)
-    columns = size // shape[0] if shape[0] else 0
     kernel = math.prod(shape[2:])
     if len(shape) == 2 or not 2 <= kernel <= FARTHEST:
         return Layout(shape[0], columns)

@@ -68,13 +68,19 @@ class Allocation:
             TargetError: nothing does.
         """
         problem = self.student.problem
-        for step in self.recoveries:
-            step.prepare(self.student)
-            if isinstance(step, Around):
-                problem.repair = problem.repair or step.in_assessment()
-        biases = self.student.quantized_biases()
-        rates = Rates.of(self.student)
-        return self._least_divergence(rates, biases) if self.goal.sized else self._smallest(rates, biases)
+        repair = problem.repair
+        try:
+            for step in self.recoveries:
+                step.prepare(self.student)
+                if isinstance(step, Around):
+                    problem.repair = problem.repair or step.in_assessment()
+            biases = self.student.quantized_biases()
+            rates = Rates.of(self.student)
+            if self.goal.sized:
+                return self._least_divergence(rates, biases)
+            return self._smallest(rates, biases)
+        finally:
+            problem.repair = repair
 
     # -- a size is given -------------------------------------------------------------------------
 
@@ -91,9 +97,9 @@ class Allocation:
             exact = trial.packed(self.student)
             if exact.bytes <= target:
                 return exact
-        smallest = min(uniform, key=lambda t: t.bytes)
+        smallest = min(uniform, key=lambda t: t.bytes).packed(self.student)
         raise TargetError(
-            f"{self.goal}: the smallest file that was tried has {smallest.bytes:.0f} bytes "
+            f"{self.goal}: the file of the fewest uniform bits has {smallest.bytes:.0f} bytes "
             f"({smallest.name}); prune more, give biases fewer bits, or allow more bytes"
         )
 
@@ -139,7 +145,7 @@ class Allocation:
         for step in self.recoveries:
             rates, now = step(rates, trial)
             now = now.sized(self.student)
-            if now.bytes > target - _SLACK and now.genome is not None:
+            if now.bytes > target and now.genome is not None:
                 biases = _biases_of(self.student, now)
                 smaller = self._fitting(rates, now.genome, now.scale, target, biases, now.name)
                 now = now if smaller is None else replace(smaller, rest=now.rest)
@@ -152,8 +158,9 @@ class Allocation:
 
     def _smallest(self, rates: Rates, biases: Quantization) -> Trial:
         uniform = sorted(self._references(biases), key=lambda t: t.bytes)
-        found = next((t for t in uniform if self._accepts(t)), None)
-        found = None if found is None else found.sized(self.student)
+        accepted = [t for t in uniform if self._accepts(t)]
+        near = [t.sized(self.student) for t in accepted if t.bytes <= (1 + _DOUBT) * accepted[0].bytes]
+        found = min(near, key=lambda t: t.bytes, default=None)
         genome, scale = np.zeros(rates.genes), 0.0
         for _ in range(self.rule.rounds):
             now = self._largest_step(rates, genome, scale, biases)
@@ -281,7 +288,8 @@ class Allocation:
 
     def spent(self) -> bool:
         """Tell whether the budget is used up."""
-        return self.budget.spent(self.student.problem.evaluations, self.started)
+        spent = self.budget.spent(self.student.problem.evaluations, self.started)
+        return spent if self.budget.seconds is None else self.student.problem.ranks.agreed(spent)
 
 
 def _biases_of(student: Student, trial: Trial) -> dict[str, Quantized]:

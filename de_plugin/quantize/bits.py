@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -27,7 +28,7 @@ from de_plugin.quantize.student import Biases, Student
 from de_plugin.quantize.trial import Trial
 from de_plugin.quantize.weighting import Weighting, check_weighting
 
-_ALL_BITS = (2, 3, 4, 5, 6, 8)
+_ALL_BITS = (2, 3, 4, 5, 6, 7, 8)
 
 
 def quantize(
@@ -127,7 +128,7 @@ def quantize(
                 seed=seed,
                 teacher=teacher,
             )
-        whole = metric(teacher or network) if metric is not None else None
+        whole = None if metric is None else _checked(metric, network if teacher is None else teacher)
         bake(network, problem.units.masks(problem.kept.to(problem.device)))
         student = Student(problem, weighting, biases)
         search_ = Allocation(
@@ -137,6 +138,14 @@ def quantize(
         found = search_.run()
         student.write(found.quantization, found.rest)
         return _report(search_, found, start)
+
+
+def _checked(metric: Metric, model: nn.Module) -> float:
+    """Return the metric of the original network."""
+    value = float(metric(model))
+    if not math.isfinite(value):
+        raise ArgumentError(f"metric: gives {value} for the original network; return a finite number")
+    return value
 
 
 def _books(spec: Sequence[str | Codebook]) -> list[Codebook]:

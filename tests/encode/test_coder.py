@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from de_plugin.encode.coder import decode_symbols, encode_symbols
-from de_plugin.encode.fixed import CURVATURE, LIMIT, LOGARITHM, NAT, ONE, PROBABILITY
+from de_plugin.encode.fixed import CURVATURE, LIMIT, LOGARITHM, NAT, ONE, PROBABILITY, log_odds
 from de_plugin.encode.wavefront import Sheet, natural_layout
 from de_plugin.errors import ArgumentError, DEError
 
@@ -169,3 +169,28 @@ def test_a_sheet_gives_back_its_matrix() -> None:
     symbols = sparse((37, 91), 0.5, 9).reshape(-1)
     for steps in (0, 20, 200):
         assert np.array_equal(Sheet(natural_layout((37, 91)), symbols, steps).symbols(), symbols)
+
+
+@pytest.mark.parametrize("shape", [(1 << 16, 2), (2, 1 << 16), (1 << 15, 4), (1 << 14, 9), (3, 1 << 15)])
+def test_long_narrow_matrices_take_what_their_entropy_says(shape: tuple[int, ...]) -> None:
+    symbols = sparse(shape, 0.05, 3)
+    assert np.array_equal(back(symbols), symbols)
+    assert len(encode_symbols(symbols)) < 1.03 * entropy(symbols) + 30
+
+
+def test_log_odds_of_large_counts_keep_their_ratio() -> None:
+    counts = np.array([1e6, 3e9, 1 << 18])
+    for ratio in (0.3, 10.0):
+        found = log_odds(counts, counts * ratio) / NAT
+        assert np.allclose(found, -np.log(ratio), atol=0.01)
+
+
+@pytest.mark.parametrize(
+    "shape", [(1 << 26, 2), (1 << 20, 64), (1024, 512, 3, 3), (50000, 768), (4096, 4096), (1 << 28,)]
+)
+def test_no_step_is_so_long_that_its_sums_are_rounded(shape: tuple[int, ...]) -> None:
+    """Inputs of at most 12 x 256 times errors of at most 2**22 are summed exactly below 2**53."""
+    layout = natural_layout(shape)
+    down, across = layout.tiles()
+    front = min(-(-layout.rows // down), -(-layout.columns // across)) * down * across
+    assert front * (LIMIT + 128) * ONE < 2**53

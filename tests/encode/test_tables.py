@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from de_plugin.encode import tables
-from de_plugin.encode.varints import Reader
+from de_plugin.encode.varints import Reader, varint
 from de_plugin.errors import FileError
 
 
@@ -130,3 +132,13 @@ def test_a_table_larger_than_memory_is_refused_before_it_is_made() -> None:
     bomb = bytes([64 + 2 * 16]) + b"\xff\xff\xff\xff\xff\xff\xff\x7f" + b"\xff\xff\xff\xff\x0f" + b"\x00"
     with pytest.raises(FileError, match="larger than"):
         unpack(bomb, 2**30)
+
+
+@pytest.mark.parametrize("extent", [(0, 2**62, 2**62), (1, 2**62, 2**62), (0, 2**63 - 1, 0)])
+def test_a_table_that_promises_too_much_is_refused(extent: tuple[int, int, int]) -> None:
+    """No group, or more levels than memory has room for: told before anything is made."""
+    groups, below, above = extent
+    for first in range(256):
+        data = bytes([first]) + varint(groups) + varint(below) + varint(above) + bytes(64)
+        with contextlib.suppress(FileError):
+            assert tables.unpack(Reader(data, "a table"), 1 << 20).numbers.numel() < 1 << 18

@@ -185,7 +185,7 @@ def test_empty_layers_and_a_dense_network() -> None:
 
 def test_a_goal_that_cannot_be_kept() -> None:
     before, model = state(pruned()), pruned()
-    with pytest.raises(TargetError, match="smallest file"):
+    with pytest.raises(TargetError, match="fewest uniform bits"):
         quick(model, target_bytes=50)
     with pytest.raises(TargetError, match="not even the finest"):
         quick(model, max_divergence=1e-9)

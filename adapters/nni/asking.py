@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import Any
 
+from nni.compression.utils import Evaluator
+from torch import Tensor
+
+from de_plugin.adapters.nni.targets import Group
 from de_plugin.assess.divergence import Divergence
+from de_plugin.assess.divergence import divergence as resolved
 from de_plugin.assess.guard import check_counts
 from de_plugin.assess.teacher import Forward
+from de_plugin.errors import ArgumentError
 
 
 @dataclass(frozen=True)
@@ -23,7 +30,10 @@ class Asking:
         holdout: share of the samples that the gate decides on.
         align: whether candidates are measured without what a pruned channel would still add: its bias and
             its batch norm, which the speed-up removes too.
-        seed: of every draw.
+        seed: of every draw, in [0, 2**31).
+
+    Raises:
+        ArgumentError: a value cannot work.
     """
 
     divergence: str | Divergence | Callable[[Any, Any], Any] = "kl"
@@ -35,8 +45,30 @@ class Asking:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse counts that are not positive."""
+        """Refuse here what would fail only when the model is wrapped."""
         check_counts("DEPruner", samples=self.samples, batch_size=self.batch_size)
+        resolved(self.divergence)
+        if not _is(self.holdout, Real) or not 0 <= self.holdout < 1:
+            raise ArgumentError(f"DEPruner(holdout={self.holdout!r}): expected a fraction in [0, 1)")
+        if not _is(self.seed, Integral) or not 0 <= self.seed < 1 << 31:
+            raise ArgumentError(f"DEPruner(seed={self.seed!r}): expected a whole number in [0, 2**31)")
+
+
+def check_evaluator(evaluator: Any) -> None:
+    """Refuse what trains nothing, such as calibration data in an evaluator's place.
+
+    Raises:
+        ArgumentError: it is neither None nor an evaluator of NNI.
+    """
+    if evaluator is not None and not isinstance(evaluator, Evaluator):
+        raise ArgumentError(
+            f"DEPruner(evaluator=...): a {type(evaluator).__name__}, expected an evaluator of NNI, such as "
+            "TorchEvaluator; calibration data go by name: DEPruner(model, config_list, batches=data)"
+        )
+
+
+def _is(value: object, kind: type) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)
@@ -58,3 +90,33 @@ class StepReport:
     after: float
     evaluations: int
     events: list[dict[str, Any]] = field(repr=False, default_factory=list)
+
+
+def idle(groups: Sequence[Group], gone: Sequence[Tensor]) -> list[str]:
+    """Return which settings ask for something and have removed nothing at all, with how they ask.
+
+    Targets of a global group, or with the same threshold, count together: which of them lose is found.
+
+    Args:
+        groups: what is pruned.
+        gone: of each, ``(units,)`` bool: whether a unit is removed.
+    """
+    found: dict[tuple[object, ...], list[int]] = {}
+    for number, group in enumerate(groups):
+        setting = group.setting
+        shared = {"global": setting.global_group_id, "threshold": setting.sparse_threshold}
+        found.setdefault((group.kind, shared.get(group.kind, number)), []).append(number)
+    result = []
+    for numbers in found.values():
+        setting = groups[numbers[0]].setting
+        asked = {
+            key: getattr(setting, key)
+            for key in ("sparse_ratio", "sparse_threshold", "min_sparse_ratio", "max_sparse_ratio")
+        }
+        wanted = any(asked[key] for key in ("sparse_ratio", "sparse_threshold", "min_sparse_ratio"))
+        if wanted and not any(bool(gone[n].any()) for n in numbers):
+            names = ", ".join(f"{groups[n].name} ({groups[n].count} units)" for n in numbers)
+            said = ", ".join(f"{key}={value}" for key, value in asked.items() if value is not None)
+            reason = "any unit" if asked["sparse_threshold"] else "one unit"
+            result.append(f"{names} by {said}: {reason} is more")
+    return result

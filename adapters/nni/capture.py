@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -36,6 +36,7 @@ class Capture:
         self.batches: list[Any] = []
         self._held = 0
         self._handle: Any = None
+        self._withdraw: Callable[[], None] | None = None
 
     @property
     def full(self) -> bool:
@@ -47,8 +48,37 @@ class Capture:
         self.stop()
         self._handle = model.register_forward_hook(self._look, with_kwargs=True)
 
+    def during(self, evaluator: Any, model: nn.Module) -> None:
+        """Look at every call of a model while an evaluator trains the next time, however that ends."""
+        self.stop()
+        before = vars(evaluator).get("train")
+
+        def withdraw() -> None:
+            self._withdraw = None
+            if vars(evaluator).get("train") is not train:  # another has come on top
+                return
+            if before is None:
+                del evaluator.train
+            else:
+                evaluator.train = before
+
+        def train(*args: Any, **kwargs: Any) -> Any:
+            if self._withdraw is not withdraw:
+                return proceed(*args, **kwargs)
+            self.watch(model)
+            try:
+                return proceed(*args, **kwargs)
+            finally:
+                self.stop()
+
+        proceed = evaluator.train
+        evaluator.train = train
+        self._withdraw = withdraw
+
     def stop(self) -> None:
-        """Look no more."""
+        """Look no more, nor when a training begins."""
+        if self._withdraw is not None:
+            self._withdraw()
         if self._handle is not None:
             self._handle.remove()
             self._handle = None

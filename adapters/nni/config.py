@@ -75,7 +75,7 @@ def check(
         )
     shapes = {key: _metric_shape(key, settings[key], values[key], fine) for key in ranked}
     for kind in ("dependency_group_id", "global_group_id"):
-        _check_groups(kind, ranked, shapes)
+        _check_groups(kind, ranked, shapes, values)
     for key, setting in settings.items():
         if key not in ranked and setting.get("align") is not None and isinstance(values[key], Tensor):
             _check_align(key, setting["align"], ranked, values)
@@ -169,11 +169,30 @@ def _check_amounts(key: Key, setting: Mapping[str, Any]) -> None:
         raise ArgumentError(f"{what}: has sparse_ratio={ratio} and sparse_threshold={threshold}; give one")
     if ratio is not None and not 0 <= ratio <= 1:
         raise ArgumentError(f"{what}: sparse_ratio={ratio}, expected a fraction in [0, 1]")
-    if threshold is not None and not math.isfinite(threshold):
-        raise ArgumentError(f"{what}: sparse_threshold={threshold}, expected a finite divergence")
-    low, high = setting.get("min_sparse_ratio") or 0.0, setting.get("max_sparse_ratio") or 1.0
+    if threshold is not None and not 0 < threshold < math.inf:
+        raise ArgumentError(
+            f"{what}: sparse_threshold={threshold}, expected a finite divergence > 0; for fixed amounts give "
+            "sparse_ratio"
+        )
+    low, high = _bounds(setting)
     if low > high:
         raise ArgumentError(f"{what}: min_sparse_ratio={low} is above max_sparse_ratio={high}")
+    together, over = setting.get("dependency_group_id"), setting.get("global_group_id")
+    if together is not None and over is not None:
+        raise ArgumentError(
+            f"{what}: has dependency_group_id={together!r} and global_group_id={over!r}, of which NNI "
+            "ignores the second; give one"
+        )
+    block = setting.get("internal_metric_block")
+    if block is not None and together is None:
+        raise ArgumentError(
+            f"{what}: internal_metric_block={block} counts in a dependency group only; give a "
+            "dependency_group_id (one target may be all of a group), or leave it out"
+        )
+
+
+def _bounds(setting: Mapping[str, Any]) -> tuple[float, float]:
+    return setting.get("min_sparse_ratio") or 0.0, setting.get("max_sparse_ratio") or 1.0
 
 
 def _metric_shape(key: Key, setting: Mapping[str, Any], value: Any, fine: bool) -> torch.Size:
@@ -195,7 +214,9 @@ def _metric_shape(key: Key, setting: Mapping[str, Any], value: Any, fine: bool) 
     return shape
 
 
-def _check_groups(kind: str, ranked: Settings, shapes: Mapping[Key, torch.Size]) -> None:
+def _check_groups(
+    kind: str, ranked: Settings, shapes: Mapping[Key, torch.Size], values: Mapping[Key, Any]
+) -> None:
     groups: dict[Any, list[Key]] = {}
     for key, setting in ranked.items():
         if setting.get(kind) is not None and shapes[key]:
@@ -206,8 +227,11 @@ def _check_groups(kind: str, ranked: Settings, shapes: Mapping[Key, torch.Size])
         ratios = {ratio for ratio in given if ratio is not None}
         if len(ratios) != 1 or any(ranked[k].get("sparse_threshold") is not None for k in keys):
             raise ArgumentError(f"{what}: expected one sparse_ratio for all of it, got {sorted(ratios)}")
+        members = [(ranked[k], values[k].numel()) for k in keys]
         if kind == "global_group_id":
+            _check_caps(what, ratios.pop(), members)
             continue
+        _check_kept(what, ratios.pop(), [setting for setting, _ in members])
         sizes = {shapes[k] for k in keys}
         if len(sizes) > 1:
             raise ArgumentError(
@@ -218,6 +242,28 @@ def _check_groups(kind: str, ranked: Settings, shapes: Mapping[Key, torch.Size])
         if next(iter(sizes)).numel() % math.lcm(*blocks):
             raise ArgumentError(
                 f"{what}: internal_metric_block={blocks} does not divide {next(iter(sizes)).numel()} units"
+            )
+
+
+def _check_caps(what: str, ratio: float, members: Sequence[tuple[Mapping[str, Any], int]]) -> None:
+    """Refuse a global group of which the host takes nothing since it is to take all that it may."""
+    most = sum(int(count * _bounds(setting)[1]) for setting, count in members)
+    uncapped = any(setting.get("max_sparse_ratio") is None for setting, _ in members)
+    if uncapped and int(sum(count for _, count in members) * ratio) >= most:
+        raise ArgumentError(
+            f"{what}: sparse_ratio={ratio} is all that may go, and then NNI prunes nothing of targets "
+            "without max_sparse_ratio; give them one, or a smaller sparse_ratio"
+        )
+
+
+def _check_kept(what: str, ratio: float, settings: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse bounds that a dependency group's ratio passes: the host ignores them there."""
+    for low, high in map(_bounds, settings):
+        if not low <= ratio <= high:
+            bound = f"max_sparse_ratio={high}" if ratio > high else f"min_sparse_ratio={low}"
+            raise ArgumentError(
+                f"{what}: sparse_ratio={ratio} and {bound}, which NNI ignores in a dependency group; give "
+                "the sparse_ratio that is meant"
             )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -11,7 +12,7 @@ from nni.compression.base.compressor import Pruner
 from nni.compression.pruning import L1NormPruner
 from torch import Tensor, nn
 
-from de_plugin.adapters.nni.asking import Asking, StepReport
+from de_plugin.adapters.nni.asking import Asking, StepReport, check_evaluator, idle
 from de_plugin.adapters.nni.capture import Capture, captured
 from de_plugin.adapters.nni.config import check
 from de_plugin.adapters.nni.order import Order
@@ -25,7 +26,7 @@ from de_plugin.assess.problem import Problem
 from de_plugin.assess.teacher import Forward, plain_forward
 from de_plugin.criteria import Criterion
 from de_plugin.criteria import criterion as resolved
-from de_plugin.errors import DataError
+from de_plugin.errors import DataError, DEWarning
 from de_plugin.prune import DirectedEvolution
 
 Metrics = dict[str, dict[str, Tensor]]
@@ -40,7 +41,8 @@ class DEPruner(L1NormPruner):  # schedules know the norm pruners as what they wo
     and of other pruners in force; the user's model is not touched.
 
     In `LinearPruner` and `AGPPruner` it prunes when they say. Trained together with a distiller or a
-    quantizer it prunes every `interval_steps` steps; where none are set, once it has its samples.
+    quantizer it prunes every `interval_steps` steps; where none are set, once it has its samples. A setting
+    that has removed nothing by the end gets a `DEWarning`.
 
     Args:
         model: to be pruned.
@@ -58,7 +60,7 @@ class DEPruner(L1NormPruner):  # schedules know the norm pruners as what they wo
         holdout: share of the samples that the gate decides on.
         align: measure as after the speed-up: a pruned channel takes its bias and its batch norm along.
         fine: let ``granularity="default"`` stand for single weights, as in `LevelPruner`.
-        seed: of every draw.
+        seed: of every draw, in [0, 2**31).
 
     Raises:
         SelectionError: the config list names what is not there, or selects nothing.
@@ -94,6 +96,7 @@ class DEPruner(L1NormPruner):  # schedules know the norm pruners as what they wo
         fine: bool = False,
         seed: int = 0,
     ) -> None:
+        check_evaluator(evaluator)
         self.asking = Asking(divergence, forward, samples, batch_size, holdout, align, seed)
         self.criterion = DirectedEvolution.brief() if criterion is None else resolved(criterion)
         self._fine = fine
@@ -107,6 +110,7 @@ class DEPruner(L1NormPruner):  # schedules know the norm pruners as what they wo
         self._waiting = False
         self._pending: tuple[Problem, list[Group], Tensor] | None = None
         self._reports: list[StepReport] = []
+        self._idle: list[str] = []
 
     def _sort(self) -> None:
         """Put the host's dicts, which are in the order of a set, in that of their names."""
@@ -168,6 +172,7 @@ class DEPruner(L1NormPruner):  # schedules know the norm pruners as what they wo
             return masks
         (problem, groups, start), self._pending = self._pending, None
         gone = [_gone(group, masks) for group in groups]
+        self._idle = idle(groups, gone)
         both = torch.stack([start, ~torch.cat(gone)])
         before, after = problem.assess(both, torch.arange(problem.pool.count)).tolist()
         counts = {
@@ -180,13 +185,28 @@ class DEPruner(L1NormPruner):  # schedules know the norm pruners as what they wo
 
     def _fuse_preprocess(self, evaluator: Any) -> None:
         if self._batches is None and self._read is None:
-            self._capture.watch(self.bound_model)
+            self._capture.during(evaluator, self.bound_model)  # schedules and others run the training
+        self._idle = []
         super()._fuse_preprocess(evaluator)
 
     def _fuse_postprocess(self, evaluator: Any) -> None:
-        self._capture.stop()
         if self._waiting:
             self._prune_once()
+        self._tell_idle()
+
+    def _single_compress(self, max_steps: None, max_epochs: None) -> None:
+        super()._single_compress(max_steps, max_epochs)
+        self._tell_idle()
+
+    def _tell_idle(self) -> None:
+        """Warn of settings that the last masks leave without any effect."""
+        if self._idle:
+            warnings.warn(
+                f"config_list: nothing is pruned of {'; '.join(self._idle)}; ask for more, set a "
+                "finer granularity, or leave it out",
+                DEWarning,
+                stacklevel=6,  # who called compress()
+            )
 
     def _register_trigger(self, evaluator: Any) -> None:
         self._waiting = self.interval_steps < 1 and not self.first_step_gen
@@ -203,12 +223,6 @@ class DEPruner(L1NormPruner):  # schedules know the norm pruners as what they wo
     def _prune_once(self) -> None:
         self._waiting = False
         self.update_masks(self.generate_masks())
-
-    def _fusion_compress(self, max_steps: int | None, max_epochs: int | None) -> None:
-        try:
-            super()._fusion_compress(max_steps, max_epochs)
-        finally:
-            self._capture.stop()
 
     # -- what is asked ---------------------------------------------------------------------------
 
@@ -253,6 +267,7 @@ class DEPruner(L1NormPruner):  # schedules know the norm pruners as what they wo
                 "batches: none are given, and no evaluator's training has called the model; write "
                 "DEPruner(..., batches=data), or evaluator=TorchEvaluator(...), whose training gives them"
             )
+        self._capture.stop()
         return captured(self.evaluator, student(model), self.asking.samples)
 
 

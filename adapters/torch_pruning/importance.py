@@ -29,6 +29,11 @@ class DEImportance(tp.importance.Importance):
     different groups can be compared. They are finite, positive and strictly ordered. A group object that
     is asked for again, as regularizing pruners do on every batch, gets the scores it had.
 
+    The host tells an importance nothing of a pruner's `num_heads`, `in_channel_groups` and
+    `out_channel_groups`: only parts that a group's own modules have (grouped convolutions, group norms) are
+    scored as what goes together. With heads or channel groups of your own take
+    `de_plugin.adapters.torch_pruning.DEPruner`, which measures them as the host will remove them.
+
     Args:
         model: the network that is to be pruned; a copy of it is the teacher from now on.
         batches: calibration data, see `de_plugin.prune`.

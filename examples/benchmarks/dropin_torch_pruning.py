@@ -1,9 +1,11 @@
-"""Directed Evolution and every built-in criterion of Torch-Pruning on one network, for `dropin.py`.
+"""Directed Evolution and the built-in criteria of Torch-Pruning, but two, on one network, for `dropin.py`.
 
-Each layer loses the same share of its channels. No method changes weights or statistics. Taylor and Hessian
-run as the host's examples feed them; in version 1.6.1 the one leaves batch norms out and the other keeps the
-last sample only, so they also run corrected: "taylor (corrected)" is the engine's, over all parameters of a
-group, "hessian (corrected)" the host's with the mean over all samples, both with the cross-entropy of the
+Left out are OBDCImportance and ActivationImportance. Each layer loses the same share of its channels. No
+method changes weights or statistics. Not all see as many calibration samples: Directed Evolution may read all
+of them, "taylor" gets the gradient of the first 512, "hessian" the squared gradients of the first 128. These
+two run as the host's examples feed them; in version 1.6.1 the one leaves batch norms out and the other keeps
+the last sample only, so they also run corrected: "taylor (corrected)" is the engine's, over all parameters of
+a group, "hessian (corrected)" the host's with the mean over its samples, both with the cross-entropy of the
 true classes. They use labels; Directed Evolution does not.
 """
 

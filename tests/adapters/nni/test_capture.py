@@ -14,9 +14,14 @@ from tests.adapters.nni.training import SMALL, config, evaluator, images, simple
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
+    from nni.compression.pruning import AGPPruner, L1NormPruner
+    from nni.compression.quantization import QATQuantizer
+
     from de_plugin.adapters.nni import DEPruner
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:nni", "ignore::UserWarning:nni")
+FIRST, SECOND = ([{"op_names": [name], "sparse_ratio": 0.5}] for name in ("conv1", "fc1"))
+QUANTIZED = [{"op_names": ["conv1"], "target_names": ["weight"], "quant_dtype": "int8"}]
 
 
 def test_data_come_from_the_evaluator_which_stays_as_it_was() -> None:
@@ -88,3 +93,53 @@ def test_data_that_can_be_read_once_are_read_once() -> None:
     pruner.compress()
     pruner.compress()
     assert len(pruner.report()) == 2
+
+
+def broken(logits: Any, labels: Any) -> Any:
+    raise ValueError("no loss")
+
+
+def scheduled(model: Any, trainer: Any) -> Any:
+    return AGPPruner(DEPruner(model, FIRST, trainer, criterion=SMALL), 2, 2)
+
+
+def after_another(model: Any, trainer: Any) -> Any:
+    return DEPruner.from_compressor(L1NormPruner(model, FIRST, trainer), SECOND, criterion=SMALL)
+
+
+def before_another(model: Any, trainer: Any) -> Any:
+    return QATQuantizer.from_compressor(DEPruner(model, FIRST, trainer, criterion=SMALL), QUANTIZED)
+
+
+def beside_another(model: Any, trainer: Any) -> Any:
+    first = DEPruner(model, FIRST, trainer, criterion=SMALL)
+    return DEPruner.from_compressor(first, SECOND, criterion=SMALL)
+
+
+@pytest.mark.parametrize("build", [scheduled, after_another, before_another, beside_another])
+def test_an_error_in_the_training_leaves_no_hook(build: Any) -> None:
+    model = simple()
+    trainer = evaluator(model, step=broken)
+    with pytest.raises(ValueError, match="no loss"):
+        build(model, trainer).compress(4, None)
+    assert not model._forward_hooks
+    assert "train" not in vars(trainer)
+
+
+def test_an_error_before_the_training_leaves_the_next_one_as_it_is() -> None:
+    model, seen = simple(), list[float]()
+    trainer = evaluator(model, seen)
+    pruner = after_another(model, trainer)
+    last = QATQuantizer.from_compressor(pruner, QUANTIZED)
+
+    def fails(_: Any) -> None:
+        raise ValueError("no start")
+
+    last.fused_compressors[-1]._fuse_preprocess = fails
+    with pytest.raises(ValueError, match="no start"):
+        last.compress(4, None)
+    assert not model._forward_hooks
+    trainer.train(3)
+    assert len(seen) == 3
+    assert not model._forward_hooks
+    assert "train" not in vars(trainer)

@@ -19,7 +19,7 @@ with warnings.catch_warnings():
 
     from de_plugin.adapters.nni import DEPruner, as_criterion
 
-from de_plugin.errors import ArgumentError, SelectionError
+from de_plugin.errors import ArgumentError, DEWarning, SelectionError
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:nni", "ignore::UserWarning:nni")
 GROUPED = [*SUM, {"op_names": ["conv1"], "sparse_ratio": 0.25}]
@@ -146,7 +146,10 @@ def test_a_threshold_is_a_divergence_that_is_almost_reached() -> None:
     assert gone == sum(int((masks[n]["bias"] == 0).sum()) for n in masks) > 5
     wider, _ = compress([{**wanted[0], "sparse_threshold": 0.1}], holdout=0.0)
     assert sum(now for _, now, _ in wider.report()[0].removed.values()) > gone
-    none, _ = compress([{**wanted[0], "sparse_threshold": 0.0}])
+    with pytest.warns(
+        DEWarning, match=r"nothing is pruned of conv1.weight.*sparse_threshold=1e-12: any unit"
+    ):
+        none, _ = compress([{**wanted[0], "sparse_threshold": 1e-12}])
     assert {now for _, now, _ in none.report()[0].removed.values()} == {0}
 
 
@@ -154,7 +157,7 @@ def test_thresholds_keep_to_their_bounds_and_come_after_ratios() -> None:
     wanted = [
         {"op_names": ["conv1"], "sparse_ratio": 0.5},
         {"op_names": ["conv2"], "sparse_threshold": 9.0, "max_sparse_ratio": 0.5},
-        {"op_names": ["conv3"], "sparse_threshold": -1.0, "min_sparse_ratio": 0.25},
+        {"op_names": ["conv3"], "sparse_threshold": 1e-12, "min_sparse_ratio": 0.25},
         {"op_names": ["fc1"], "sparse_threshold": 0.05},
     ]
     pruner, masks = compress(wanted)
@@ -214,3 +217,34 @@ def test_the_hosts_criterion_ranks_groups_as_the_host_does() -> None:
     theirs = L1NormPruner(simple(), GROUPED).compress()[1]
     for name, targets in theirs.items():
         assert torch.equal(ours[name]["weight"], targets["weight"]), name
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        (
+            [{"op_names": ["conv1"], "sparse_ratio": 0.01}],
+            r"conv1.weight \(16 units\) by sparse_ratio=0.01: one",
+        ),
+        (
+            [{"op_names": ["conv1"], "sparse_ratio": 0.5, "max_sparse_ratio": 0.05}],
+            r"conv1.weight \(16 units\) by sparse_ratio=0.5, max_sparse_ratio=0.05: one unit",
+        ),
+        (
+            [{"op_names": ["conv2", "conv3"], "sparse_ratio": 0.1, "dependency_group_id": 1}],
+            r"conv2.weight \+ conv3.weight \(8 units\) by sparse_ratio=0.1",
+        ),
+        (
+            [{"op_names": ["conv2", "conv3"], "sparse_ratio": 0.01, "global_group_id": 1}],
+            r"conv2.weight \(8 units\), conv3.weight \(8 units\) by sparse_ratio=0.01",
+        ),
+    ],
+)
+def test_a_setting_that_removes_nothing_is_told(wanted: list[dict[str, Any]], message: str) -> None:
+    both = [*wanted, {"op_names": ["fc1"], "sparse_ratio": 0.5}]
+    with pytest.warns(
+        DEWarning, match=f"^config_list: nothing is pruned of {message}[^;]*; ask for more"
+    ) as told:
+        _, masks = compress(both, criterion="magnitude")
+    assert [w.filename for w in told] == [__file__]
+    assert zeros(masks)["fc1", "bias"] == 10

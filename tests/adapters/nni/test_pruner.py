@@ -180,6 +180,7 @@ def test_pruning_once_more_goes_on_from_there_and_back() -> None:
     assert pruner.report()[3].after < pruner.report()[3].before
 
 
+@pytest.mark.filterwarnings("ignore:config_list. nothing is pruned")
 @given(ratio=st.floats(0, 1), name=st.sampled_from(["conv1", "conv2", "fc1"]))
 @settings(deadline=None, max_examples=15)
 def test_any_ratio_takes_as_many_as_the_host_would(ratio: float, name: str) -> None:

@@ -90,6 +90,33 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:nni", "ignor
             r"expected one sparse_ratio for all of it, got \[0.25, 0.5\]",
         ),
         ([{**GROUPED[0], "internal_metric_block": 3}], ArgumentError, "does not divide 8"),
+        (
+            [{"op_types": ["Conv2d"], "sparse_ratio": 1.0, "global_group_id": 1}],
+            ArgumentError,
+            "global_group_id=1.*sparse_ratio=1.0.*give them one, or a smaller sparse_ratio",
+        ),
+        (
+            [
+                {"op_names": ["conv1"], "sparse_ratio": 0.999, "global_group_id": 1, "max_sparse_ratio": 0.5},
+                {"op_names": ["conv3"], "sparse_ratio": 0.999, "global_group_id": 1},
+            ],
+            ArgumentError,
+            "sparse_ratio=0.999 is all that may go",
+        ),
+        ([{**WEIGHT, "sparse_threshold": -0.1}], ArgumentError, "sparse_threshold=-0.1, expected.*> 0"),
+        ([{**WEIGHT, "sparse_threshold": 0.0}], ArgumentError, "sparse_threshold=0.0.*give sparse_ratio"),
+        ([{**GROUPED[0], "max_sparse_ratio": 0.25}], ArgumentError, "ratio=0.5 and max_sparse_ratio=0.25"),
+        ([{**GROUPED[0], "min_sparse_ratio": 0.75}], ArgumentError, "ratio=0.5 and min_sparse_ratio=0.75"),
+        (
+            [{**GROUPED[0], "global_group_id": "g"}],
+            ArgumentError,
+            "conv2.weight: has dependency_group_id='sum' and global_group_id='g'.*give one",
+        ),
+        (
+            [{**WEIGHT, "sparse_ratio": 0.5, "internal_metric_block": 4}],
+            ArgumentError,
+            "internal_metric_block=4 counts in a dependency group only",
+        ),
     ],
 )
 def test_what_cannot_work_is_refused_and_the_model_left_as_it_was(
@@ -120,3 +147,26 @@ def test_a_wrapped_model_is_told_what_to_do() -> None:
         DEPruner.from_compressor(first, [{"op_names": ["conv1"], "sparse_ratio": 0.5}], batches=images())
     assert first._is_wrapped
     assert hasattr(model.conv1, "_nni_wrapper")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"divergence": "nope"}, "divergence='nope': expected one of kl"),
+        ({"divergence": 3}, "divergence=3"),
+        ({"holdout": 2.0}, r"holdout=2.0.*\[0, 1\)"),
+        ({"holdout": float("nan")}, "holdout=nan"),
+        ({"holdout": "a"}, "holdout='a'"),
+        ({"seed": "a"}, "seed='a'.*whole number"),
+        ({"seed": -1}, "seed=-1"),
+        ({"seed": 2**32}, "seed=4294967296"),
+        ({"samples": 0}, "samples=0"),
+        ({"batch_size": 2.5}, "batch_size=2.5"),
+        ({"evaluator": images(4)}, "a Tensor, expected an evaluator of NNI.*batches=data"),
+    ],
+)
+def test_other_arguments_are_refused_before_the_model_is_wrapped(options: Any, message: str) -> None:
+    model = simple()
+    with pytest.raises(ArgumentError, match=message):
+        DEPruner(model, [{**WEIGHT, "sparse_ratio": 0.5}], **options)
+    assert not any("_nni_wrapper" in m._modules or "forward" in vars(m) for m in model.modules())

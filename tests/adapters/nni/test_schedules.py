@@ -20,7 +20,7 @@ with warnings.catch_warnings():
 
     from de_plugin.adapters.nni import DEPruner, as_criterion, speedup
 
-from de_plugin.errors import DataError
+from de_plugin.errors import DataError, DEWarning
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning:nni", "ignore::UserWarning:nni", "ignore::UserWarning:torch"
@@ -232,17 +232,18 @@ def test_a_schedule_without_any_call_of_the_model_says_so() -> None:
         pruner.compress(4, None)
 
 
-def test_an_error_in_a_fused_training_leaves_no_hook() -> None:
-    model = simple()
-
-    def broken(logits: Any, labels: Any) -> Any:
-        raise ValueError("no loss")
-
-    first = L1NormPruner(model, GROUPED[:1], evaluator(model, step=broken))
-    pruner = DEPruner.from_compressor(first, GROUPED[1:], criterion=SMALL)
-    with pytest.raises(ValueError, match="no loss"):
-        pruner.compress(4, None)
-    assert not model._forward_hooks
+def test_only_the_end_of_a_schedule_tells_what_nothing_is_pruned_of() -> None:
+    wanted = [{"op_names": ["conv1"], "sparse_ratio": 0.0625}, {"op_names": ["fc1"], "sparse_ratio": 0.5}]
+    for part, told in ((wanted, []), ([{**wanted[0], "sparse_ratio": 0.06}, wanted[1]], ["conv1.weight"])):
+        model = simple()
+        inner = DEPruner(model, part, batches=images(32), criterion="magnitude")
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always", DEWarning)
+            LinearPruner(inner, 1, 3, evaluator(model)).compress(3, None)
+        assert [r.removed["conv1.weight"][1] for r in inner.report()[:2]] == [0, 0]
+        messages = [str(w.message) for w in found if w.category is DEWarning]
+        assert len(messages) == len(told)
+        assert all(name in message for name, message in zip(told, messages, strict=True))
 
 
 def test_host_criteria_run_while_training_goes_on() -> None:

@@ -20,6 +20,7 @@ ASKED = ("criterion", "divergence", "forward", "samples", "batch_size", "holdout
 """Options of the search, which a `DEImportance` has settled already."""
 OWN = (*ASKED, "match_batchnorm", *TARGETS)
 """Options of ours, beside the host's."""
+_RATIOS = ("pruning_ratio", "ch_sparsity", "head_pruning_ratio")
 
 
 def check_options(
@@ -64,23 +65,60 @@ def check_options(
         raise ArgumentError(
             "isomorphic=True: without global_pruning=True the host ranks nothing across groups; give both"
         )
-    ratio = options.get("pruning_ratio", 0.5)
-    highest = options.get("max_pruning_ratio", 1.0)
-    if not 0 <= ratio <= 1:
-        raise ArgumentError(f"pruning_ratio={ratio}: expected a fraction in [0, 1]")
-    if ratio == 1 and highest == 1:
-        raise ArgumentError(
-            "pruning_ratio=1.0: the host skips groups that would lose every channel and so prunes nothing; "
-            "give a ratio below 1, or max_pruning_ratio below 1"
-        )
-    if options.get("head_pruning_ratio") and options.get("prune_num_heads") and not ratio:
-        raise ArgumentError(
-            f"head_pruning_ratio={options['head_pruning_ratio']} with pruning_ratio=0: heads go "
-            "along with channels only; give a pruning_ratio above 0, and ignored_layers for the rest"
-        )
+    _check_ratios(options)
+    _check_heads(options)
     _check_targets(options, own)
     _check_rounding(model, options)
     _check_unwrapped(options.get("unwrapped_parameters"))
+
+
+def _check_ratios(options: Mapping[str, Any]) -> None:
+    single = [name for name in _RATIOS if options.get(name) is not None]
+    given = [(f"{name}={options[name]!r}", options[name]) for name in single]
+    for name in (f"{name}_dict" for name in _RATIOS):
+        for key, ratio in (options.get(name) or {}).items():
+            given.append((f"{name}={{{type(key).__name__}: {ratio!r}}}", ratio))
+    for shown, ratio in given:
+        if not isinstance(ratio, Real) or isinstance(ratio, bool) or not 0 <= float(ratio) <= 1:
+            raise ArgumentError(f"{shown}: expected a fraction in [0, 1]")
+        if ratio == 1:
+            raise ArgumentError(
+                f"{shown}: the host skips groups that would lose everything and so prunes nothing; give a "
+                "ratio below 1"
+            )
+
+
+def _check_heads(options: Mapping[str, Any]) -> None:
+    ratio = options.get("head_pruning_ratio")
+    by_layer = options.get("head_pruning_ratio_dict")
+    asked = [name for name in ("head_pruning_ratio", "head_pruning_ratio_dict") if options.get(name)]
+    if not options.get("prune_num_heads"):
+        if asked:
+            raise ArgumentError(
+                f"{asked[0]}={options[asked[0]]!r}: without prune_num_heads=True no head goes; give both"
+            )
+        return
+    if options.get("prune_head_dims", True):
+        raise ArgumentError(
+            "prune_num_heads=True with prune_head_dims=True: the heads left would be ranked by what their "
+            "channels no longer are; give prune_head_dims=False, or prune the channels of heads in a second "
+            "pruner"
+        )
+    if not options.get("num_heads"):
+        raise ArgumentError(
+            f"prune_num_heads=True with num_heads={options.get('num_heads')!r}: no layer is known to have "
+            "heads; give num_heads={model.attention.qkv: 8}, or leave prune_num_heads out"
+        )
+    if not ratio and not any((by_layer or {}).values()):
+        raise ArgumentError(
+            f"prune_num_heads=True with head_pruning_ratio={ratio!r}: no head would go; give "
+            "head_pruning_ratio above 0, or head_pruning_ratio_dict"
+        )
+    if ratio and not options.get("pruning_ratio", 0.5):
+        raise ArgumentError(
+            f"head_pruning_ratio={ratio} with pruning_ratio=0: heads go along with channels only; give a "
+            "pruning_ratio above 0, and ignored_layers for the rest"
+        )
 
 
 def _check_targets(options: Mapping[str, Any], own: Mapping[str, Any]) -> None:
@@ -118,10 +156,14 @@ def _check_rounding(model: nn.Module, options: Mapping[str, Any]) -> None:
 def _check_unwrapped(given: Any) -> None:
     if given is None:
         return
-    pairs = given.items() if isinstance(given, Mapping) else given
-    for pair in pairs:
+    for pair in pairs_of(given):
         if not (isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[0], nn.Parameter)):
             raise ArgumentError(
                 f"unwrapped_parameters={given!r}: expected a list of (parameter, dimension), as in "
                 "[(model.pos_embed, 2)]"
             )
+
+
+def pairs_of(given: Any) -> list[Any]:
+    """Return unwrapped parameters as the list that the host reads, and adds to."""
+    return list(given.items()) if isinstance(given, Mapping) else list(given)

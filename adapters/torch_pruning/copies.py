@@ -59,7 +59,7 @@ class Copies:
         model = removed(self.problem.model, self._plan, kept)
         with torch.no_grad():
             if repair is not None:
-                gone = _gone(self._plan, kept)
+                gone = gone_by_module(self._plan, kept)
                 with repair.on_copy(self.problem, model, gone):
                     values = self.problem.measure(batches, model)
                 if len(batches) == 1:
@@ -93,7 +93,7 @@ def plan(model: nn.Module, found: list[Entry]) -> Plan:
     return [(name, dep, torch.cat(c), torch.cat(u)) for (name, _), (dep, c, u) in merged.items()]
 
 
-def _gone(plan: Plan, kept: Tensor) -> dict[str, Tensor]:
+def gone_by_module(plan: Plan, kept: Tensor) -> dict[str, Tensor]:
     """Return the channels that each module loses, by its name."""
     gone: dict[str, list[Tensor]] = {}
     for name, _, channels, units in plan:

@@ -74,7 +74,7 @@ class HostCriterion:
             GradientError: gradients are needed, and outputs are no logits and there are no labels.
         """
         groups = problem.remember(GROUPS, lambda: _groups(problem))
-        with problem.units.zeroed(problem.kept), self._fed(problem):
+        with problem.units.zeroed(problem.kept), self._fed(problem), _seeded(problem):
             parts = [self._score(ranked) for ranked in groups]
         return finish(problem, eligible, torch.cat(parts), self.name)
 
@@ -112,6 +112,17 @@ class HostCriterion:
                 p.requires_grad_(flag)
 
 
+@contextmanager
+def _seeded(problem: Problem) -> Iterator[None]:
+    """Let importances that draw from torch's own generator do so from the problem's seed."""
+    with torch.random.fork_rng(devices=[]):
+        calls = problem.remember(_CALLS, lambda: [0])
+        calls[0] += 1
+        torch.default_generator.manual_seed(problem.generator(3, calls[0]).initial_seed())
+        yield
+
+
+_CALLS = "torch_pruning calls"
 _HESSIAN = tp.importance.GroupHessianImportance
 
 

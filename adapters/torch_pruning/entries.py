@@ -85,7 +85,7 @@ def entries(pruner: Any) -> Iterator[Entry]:
 
 
 def counts(pruner: Any, found: list[Entry]) -> dict[str, int]:
-    """Return how many units the host takes from each scope in this step."""
+    """Return how many units go of each scope in this step, as the host counts them, within its limits."""
     result = {}
     for scope in dict.fromkeys(entry.scope for entry in found):
         mine = [entry for entry in found if entry.scope == scope]
@@ -95,21 +95,39 @@ def counts(pruner: Any, found: list[Entry]) -> dict[str, int]:
             gone = math.ceil(mine[0].ratio * total)
             wanted = total - int(first * (1 - mine[0].ratio)) if pruner.global_pruning else gone
         else:
-            first = pruner._scope_initial_channels.get(scope, total)
+            first = pruner._scope_initial_channels.setdefault(scope, total)
             wanted = total - int(first * (1 - mine[0].ratio))
-            if pruner.round_to and len(mine) == 1 and wanted > 0:
-                wanted = _rounded(pruner, mine[0], wanted)
         room = sum(max(0, entry.coupling.count - entry.least) for entry in mine)
         result[scope] = max(0, min(wanted, room))
+        if pruner.round_to and len(mine) == 1 and not mine[0].heads and wanted > 0:
+            result[scope] = _rounded_alone(pruner, mine[0], result[scope], room)
     return result
 
 
-def _rounded(pruner: Any, entry: Entry, wanted: int) -> int:
-    """Return what the host makes of a count when it rounds the channels that are left."""
-    dep = entry.group[0].dep
+def _rounded_alone(pruner: Any, entry: Entry, wanted: int, room: int) -> int:
+    """Return what the host makes of a count; nothing where it would take all, which it refuses."""
+    count = int(pruner._round_to(wanted, channels_of(pruner, entry.group), pruner.round_to))
+    if count <= room:
+        return count
+    if count >= entry.coupling.count:
+        return 0
+    return entry.coupling.count - rounded(entry, entry.coupling.count - wanted, pruner.round_to)
+
+
+def rounded(entry: Entry, left: int, round_to: int) -> int:
+    """Return how many units of a group are left when the channels left must be a multiple of a number."""
+    count = entry.coupling.count
+    if left == count or entry.heads:
+        return left
+    step = round_to // math.gcd(round_to, entry.parts)
+    return min(count, max(left // step, -(-entry.least // step)) * step)
+
+
+def channels_of(pruner: Any, group: Any) -> int:
+    """Return how many channels the root of a group has now."""
+    dep = group[0].dep
     outputs = pruner.DG.is_out_channel_pruning_fn(dep.handler)
-    channels = (pruner.DG.get_out_channels if outputs else pruner.DG.get_in_channels)(dep.target.module)
-    return int(pruner._round_to(wanted, channels, pruner.round_to))
+    return int((pruner.DG.get_out_channels if outputs else pruner.DG.get_in_channels)(dep.target.module))
 
 
 def _scope(pruner: Any, group: Any) -> tuple[str, float]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from de_plugin.adapters.torch_pruning.entries import Entry, counts
+from de_plugin.adapters.torch_pruning.entries import Entry, counts, rounded
 from de_plugin.types import Mask
 
 
@@ -69,15 +69,28 @@ class Ladder:
         if self.round_to == 1:
             return mask
         for entry, span in zip(self.found, places, strict=True):
-            left, all_units = int(mask[span].sum()), entry.coupling.count
-            if left == all_units or entry.heads:
-                continue
-            step = self.round_to // math.gcd(self.round_to, entry.parts)
-            left = max(left // step, -(-entry.least // step)) * step
+            left = rounded(entry, int(mask[span].sum()), self.round_to)
             mine = self.order[(self.order >= span.start) & (self.order < span.stop)]
             mask[span] = True
-            mask[mine[: max(0, all_units - left)]] = False
+            mask[mine[: entry.coupling.count - left]] = False
         return mask
+
+
+def rounded_choice(found: list[Entry], kept: Mask, scores: Tensor, must_stay: Mask, round_to: int) -> Mask:
+    """Return a choice with what rounding takes, or gives back, of each group: the lowest scores go.
+
+    Groups that are ranked alone have a rounded count from the outset.
+    """
+    mask, scopes = kept.clone(), [entry.scope for entry in found]
+    for entry, span in zip(found, spans(found), strict=True):
+        if scopes.count(entry.scope) == 1:
+            continue
+        left = rounded(entry, int(kept[span].sum()), round_to)
+        order = scores[span].argsort(stable=True)
+        order = order[(kept[span].long() + 2 * must_stay[span].long())[order].argsort(stable=True)]
+        mask[span] = True
+        mask[span.start + order[: entry.coupling.count - left]] = False
+    return mask
 
 
 def begins(holds: Callable[[int], bool], low: int, high: int) -> int:

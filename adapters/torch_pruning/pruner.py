@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +12,11 @@ import torch_pruning as tp
 from torch import Tensor, nn
 
 from de_plugin.adapters.torch_pruning.asking import Asking, evaluating, teacher_of
-from de_plugin.adapters.torch_pruning.checks import OWN, TARGETS, check_options
+from de_plugin.adapters.torch_pruning.checks import OWN, TARGETS, check_options, pairs_of
+from de_plugin.adapters.torch_pruning.cutting import Cut, whole_heads
 from de_plugin.adapters.torch_pruning.entries import Entry, counts, entries, key_of
 from de_plugin.adapters.torch_pruning.importance import DEImportance
-from de_plugin.adapters.torch_pruning.ladder import Ladder, kept_of, ratio_of
+from de_plugin.adapters.torch_pruning.ladder import Ladder, ratio_of, rounded_choice
 from de_plugin.adapters.torch_pruning.sizes import Size
 from de_plugin.adapters.torch_pruning.steps import Step, StepReport
 from de_plugin.adapters.torch_pruning.targets import SAMPLES, Aim, Target, share_of
@@ -42,6 +44,7 @@ else:
 class Evolving(_Host):
     """Mixed into a pruner of the host: it hands the engine the count and all groups of a step at once."""
 
+    current_step: int
     per_step_pruning_ratio: list[float]
 
     def __init__(self, model: nn.Module, example_inputs: Any, batches: Any = None, **options: Any) -> None:
@@ -63,12 +66,20 @@ class Evolving(_Host):
         self._match = BatchNormMatching() if match else None
         self._chosen: dict[Any, Tensor] = {}
         self._reports: list[StepReport] = []
-        super().__init__(model, example_inputs, importance or _CHEAP, **options)
-        self._size = partial(Size, inputs=example_inputs, forward=options.get("forward_fn"))
-        self._target: Target | None = None
-        for name, value in asked.items():
-            with evaluating(model):
-                self._target = Target(name, float(value)).resolved(self)
+        if options.get("unwrapped_parameters") is not None:
+            options["unwrapped_parameters"] = pairs_of(options["unwrapped_parameters"])
+        modes = [(m, m.training) for m in model.modules()]
+        try:
+            super().__init__(model, example_inputs, importance or _CHEAP, **options)
+            self._size = partial(Size, inputs=example_inputs, forward=options.get("forward_fn"))
+            self._target: Target | None = None
+            for name, value in asked.items():
+                with evaluating(model):
+                    self._target = Target(name, float(value)).resolved(self)
+        except BaseException:
+            for module, training in modes:
+                module.training = training
+            raise
 
     # -- the host's seams ------------------------------------------------------------------------
 
@@ -82,30 +93,29 @@ class Evolving(_Host):
         return found
 
     def _prune(self) -> Iterator[Any]:
-        found: list[Entry] = []
         self._chosen = {}
-        report = size = None
-        if self.current_step <= self.iterative_steps:
+        if self.current_step > self.iterative_steps:
+            yield from super()._prune()  # it warns
+            return
+        cut: Cut | None = None
+        ratios = self.per_step_pruning_ratio
+        try:
             with evaluating(self.model):
                 found = list(entries(self))
-                if found:
-                    size = self._size(self.model, found)
-                    report = self._evolve(found, size)
-        if report is not None:
-            self._reports.append(report)
-        taken: dict[Any, list[int]] = {}
-        try:
-            for group in super()._prune() if self._target is None or not found else self._cut(found):
-                name, before = self.DG._module2name[group[0].dep.target.module], _channels(self, group)
-                if report is not None:
-                    report.removed[name] = (before, before - len(group[0].idxs))
-                taken[key_of(group)] = group[0].idxs
-                yield group
-        finally:
-            self._chosen = {}
-            if report is not None and size is not None:
-                self._reports[-1] = report.sized(*size.both(kept_of(found, taken)))
-        if not taken and (self._target is None or not self._target.sized):
+                cut = self._evolve(found, self._size(self.model, found)) if found else None
+        except BaseException:
+            self.current_step, self.per_step_pruning_ratio = self.current_step - 1, ratios
+            raise
+        if cut is not None:
+            try:
+                with closing(self._cut(found)) as groups:
+                    for group in groups:
+                        yield cut.offer(group)
+            finally:
+                self._chosen = {}
+                with evaluating(self.model):
+                    cut.close()
+        if (cut is None or not cut.offered) and (self._target is None or not self._target.sized):
             warnings.warn(
                 f"step {self.current_step} of {self.iterative_steps} has removed nothing: {self._remedy()}",
                 DEWarning,
@@ -124,30 +134,32 @@ class Evolving(_Host):
             "max_pruning_ratio"
         )
 
-    def _cut(self, found: list[Entry]) -> Iterator[Any]:
-        """Yield what has been chosen for a target, which one ratio for all groups cannot say.
+    def _cut(self, found: list[Entry]) -> Generator[Any, None, None]:
+        """Yield what has been chosen, which the host's ratios cannot always say.
 
         Whole heads go by way of the host, which keeps count of them.
         """
-        if not self._chosen:
-            return
-        heads = {entry.key for entry in found if entry.heads}
+        gone = [(self._chosen[entry.key] < 0.5).nonzero()[:, 0].tolist() for entry in found]
+        heads = [
+            (entry, len(units) * entry.heads // len(self._chosen[entry.key]))
+            for entry, units in zip(found, gone, strict=True)
+            if entry.heads and units
+        ]
         if heads:
-            ratios, step = self.per_step_pruning_ratio, self.current_step
-            self.per_step_pruning_ratio = [*ratios[:step], 1.0, *ratios[step + 1 :]]
-            try:
-                yield from (group for group in super()._prune() if key_of(group) in heads)
-            finally:
-                self.per_step_pruning_ratio = ratios
-        for entry in found:
-            root, gone = entry.group[0], (self._chosen[entry.key] < 0.5).nonzero()[:, 0].tolist()
-            if gone and not entry.heads:
-                channels = [int(root.idxs[n]) for n in gone]
-                yield self.DG.get_pruning_group(root.dep.target.module, root.dep.handler, channels)
+            keys = {entry.key for entry, _ in heads}
+            with whole_heads(self, heads):
+                yield from (group for group in super()._prune() if key_of(group) in keys)
+        for entry, units in zip(found, gone, strict=True):
+            root = entry.group[0]
+            if units and not entry.heads:
+                channels = [int(root.idxs[n]) for n in units]
+                group = self.DG.get_pruning_group(root.dep.target.module, root.dep.handler, channels)
+                if self.DG.check_pruning_group(group):
+                    yield group
 
     # -- the search ------------------------------------------------------------------------------
 
-    def _evolve(self, found: list[Entry], size: Size) -> StepReport | None:
+    def _evolve(self, found: list[Entry], size: Size) -> Cut | None:
         wanted = counts(self, found)
         if self._target is None and not any(wanted.values()):
             return None
@@ -155,6 +167,7 @@ class Evolving(_Host):
         try:
             if self._target is None:
                 kept, scores = step.search(wanted)
+                kept = rounded_choice(found, kept, scores, step.problem.protected, self.round_to or 1)
             else:
                 kept, scores = self._aimed(self._target, step, size)
             after = step.settle(kept)
@@ -168,7 +181,10 @@ class Evolving(_Host):
         macs, params = size.both()
         evaluations, events = step.problem.evaluations, step.problem.events
         sizes = ((params, params), (macs, macs))
-        return StepReport(self.current_step, {}, step.before, after, step.copied, evaluations, *sizes, events)
+        report = StepReport(
+            self.current_step, {}, step.before, after, step.copied, evaluations, *sizes, events
+        )
+        return Cut(self, step, kept, report, size)
 
     def _aimed(self, target: Target, step: Step, size: Size) -> tuple[Mask, Tensor]:
         """Return what is kept at a target and a ranking of the units."""
@@ -194,13 +210,6 @@ class Evolving(_Host):
 
 
 _CHEAP = tp.importance.GroupMagnitudeImportance()
-
-
-def _channels(pruner: Any, group: Any) -> int:
-    dep = group[0].dep
-    outputs = pruner.DG.is_out_channel_pruning_fn(dep.handler)
-    found = (pruner.DG.get_out_channels if outputs else pruner.DG.get_in_channels)(dep.target.module)
-    return int(found)
 
 
 class DEPruner(Evolving, tp.pruner.BasePruner):

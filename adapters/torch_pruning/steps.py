@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from de_plugin.adapters.torch_pruning.asking import Asking
-from de_plugin.adapters.torch_pruning.copies import Copies
+from de_plugin.adapters.torch_pruning.copies import Copies, gone_by_module, plan, removed
 from de_plugin.adapters.torch_pruning.criterion import GROUPS, Ranked
 from de_plugin.adapters.torch_pruning.entries import Entry
 from de_plugin.adapters.torch_pruning.ladder import spans
@@ -19,6 +20,8 @@ from de_plugin.criteria import Criterion
 from de_plugin.criteria import criterion as resolved
 from de_plugin.errors import DEWarning
 from de_plugin.prune.recover import BatchNormMatching
+from de_plugin.prune.recover.batchnorm import Tentative
+from de_plugin.prune.recover.moments import calibration
 from de_plugin.types import Mask
 
 
@@ -30,7 +33,8 @@ class StepReport:
         step: its number, from 1.
         removed: channels (of the root) before and after, by the name of each group's root layer.
         before: divergence from the teacher before the step, on the data held back from the search.
-        after: the same with the chosen channels zeroed, or removed where that is not the same.
+        after: the same with the chosen channels zeroed, or removed where that is not the same or where
+            only part of them has been pruned; nan if the network does not run then.
         exact: whether candidates were measured on really pruned copies.
         evaluations: candidates that were measured.
         params: parameters of the network before and after.
@@ -84,6 +88,8 @@ class Step:
         problem.protected = self._protected()
         self._everything = problem.kept
         self._buffers = [(b, b.clone()) for b in model.buffers()]
+        self._plan = plan(model, found)
+        self._before = _snapshot(removed(model, self._plan, self._everything))
         self._matching = matching if exact else None
         if self._matching is not None:
             self._matching.prepare(problem)
@@ -146,11 +152,39 @@ class Step:
         return float(self.problem.gate(kept[None], repair=False)[0])
 
     def restore(self) -> None:
-        """Take a choice back."""
+        """Take a choice back, of which nothing has been removed yet."""
         self.problem.kept = self._everything
         with torch.no_grad():
             for buffer, value in self._buffers:
-                buffer.copy_(value)
+                if buffer.shape == value.shape:
+                    buffer.copy_(value)
+
+    def resettle(self, kept: Mask) -> float:
+        """Give the model, pruned meanwhile, the statistics of what has really gone of it.
+
+        Returns:
+            The divergence on the data held back, of a copy that is pruned alike; nan if that does not run.
+        """
+        try:
+            return self._resettled(kept)
+        except (RuntimeError, ValueError, AssertionError, AttributeError):
+            return math.nan
+
+    def _resettled(self, kept: Mask) -> float:
+        problem = self.problem
+        model = removed(self._before, self._plan, kept)
+        if self._matching is not None:
+            gone, samples = gone_by_module(self._plan, kept), self._matching.samples
+            batches = problem.pool.take(calibration(problem, samples), samples)
+            with Tentative(self._matching).on_copy(problem, model, gone), torch.no_grad():
+                for batch in batches:
+                    problem.forward(model, batch.inputs)
+        settled = dict(model.named_buffers())
+        with torch.no_grad():
+            for name, buffer in problem.model.named_buffers():
+                if name in settled and settled[name].shape == buffer.shape:
+                    buffer.copy_(settled[name])
+            return float(problem.measure(problem.pool.take(problem.held_back), model))
 
     def _protected(self) -> Mask:
         """Return the largest units of each group, as many as must stay."""
@@ -178,17 +212,28 @@ def _problem(asking: Asking, model: nn.Module, found: list[Entry], exact: bool) 
         problem.assess(problem.kept[None] & _some(found), problem.search[:2])
         return problem
     except (RuntimeError, ValueError, AssertionError, AttributeError) as error:
+        why = (str(error).splitlines() or [type(error).__name__])[0]
         if exact:
-            return asking.problem(model, couplings)
+            exactly: Problem = asking.problem(model, couplings)
+            exactly.events.append({"kind": "zeroed instead of removed", "why": why})
+            return exactly
         warnings.warn(
             f"model: {type(model).__name__} does not run once channels are removed "
-            f"({str(error).splitlines()[0]}); they are zeroed instead, which is only near to removal "
+            f"({why}); they are zeroed instead, which is only near to removal "
             "for norms over channels and for attention",
             DEWarning,
             stacklevel=2,
         )
         zeroing: Problem = asking.problem(model, couplings)
         return zeroing
+
+
+def _snapshot(model: nn.Module) -> nn.Module:
+    """Give a copy that shares its tensors buffers of its own."""
+    for module in model.modules():
+        for name, buffer in module._buffers.items():
+            module._buffers[name] = None if buffer is None else buffer.clone()
+    return model
 
 
 def _alone(entry: Entry, found: list[Entry]) -> bool:

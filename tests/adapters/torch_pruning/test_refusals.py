@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch_pruning as tp
-from torch import Tensor
+from torch import Tensor, nn
 
 from de_plugin.adapters.torch_pruning import (
     DEImportance,
@@ -61,7 +61,13 @@ def test_a_search_that_fails_leaves_the_model() -> None:
         ({"pruning_ration": 0.5}, "pruning_ration=...\\): unknown"),
         ({"unwrapped_parameters": [3]}, "list of"),
         (
-            {"pruning_ratio": 0.0, "prune_num_heads": True, "head_pruning_ratio": 0.5},
+            {
+                "pruning_ratio": 0.0,
+                "prune_num_heads": True,
+                "prune_head_dims": False,
+                "num_heads": {nn.Linear(2, 6): 2},
+                "head_pruning_ratio": 0.5,
+            },
             "along with channels only",
         ),
     ],

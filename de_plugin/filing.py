@@ -72,7 +72,11 @@ def add(app: typer.Typer, rank: int) -> None:
         metric = None
         if max_loss is not None:
             batches, held_out = _split(batches)
-            metric = lambda candidate: _error(candidate, *held_out)  # noqa: E731
+            accuracy = zoo_of(found_zoos()).accuracy
+
+            def metric(candidate: nn.Module) -> float:
+                return 100.0 - float(accuracy(candidate, *held_out))
+
         with Bar(console=console, disable=as_json or rank > 0, transient=True) as bar:
             task = bar.add_task("reading", total=None)
 
@@ -178,13 +182,3 @@ def _split(batches: Any) -> tuple[Any, Any]:
     held = max(1, round(_VALIDATION * len(inputs)))
     mine, other = order[held:], order[:held]
     return (inputs[mine], labels[mine]), (inputs[other], labels[other])
-
-
-def _error(model: nn.Module, inputs: Tensor, labels: Tensor) -> float:
-    """Return how many of a hundred samples a model gets wrong."""
-    with torch.no_grad():
-        wrong = sum(
-            int((model(x).argmax(1) != y).sum())
-            for x, y in zip(inputs.split(1000), labels.split(1000), strict=True)
-        )
-    return 100.0 * wrong / len(labels)

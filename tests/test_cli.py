@@ -16,6 +16,7 @@ from typer.testing import CliRunner, Result
 import de_plugin
 from de_plugin import cli
 from de_plugin.errors import DEError
+from tests.commands import invoke, user_module
 
 SOURCE = """
 import torch
@@ -34,16 +35,8 @@ def number():
 
 @pytest.fixture
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    name = "de_cli_subject"
-    (tmp_path / f"{name}.py").write_text(SOURCE)
-    monkeypatch.chdir(tmp_path)
-    yield name
-    sys.modules.pop(name, None)
-
-
-def invoke(*arguments: str) -> Result:
-    result: Result = CliRunner().invoke(cli._build(), list(arguments))
-    return result
+    with user_module("de_cli_subject", SOURCE, tmp_path, monkeypatch) as name:
+        yield name
 
 
 def pruned(module: str, *more: str) -> Result:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
-from de_plugin import cli, encode
+from de_plugin import encode
 from de_plugin.errors import DEError
+from tests.commands import invoke, user_module
 
 SOURCE = """
 import torch
@@ -32,16 +32,8 @@ def labelled():
 
 @pytest.fixture
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    name = "de_filing_subject"
-    (tmp_path / f"{name}.py").write_text(SOURCE)
-    monkeypatch.chdir(tmp_path)
-    yield name
-    sys.modules.pop(name, None)
-
-
-def invoke(*arguments: str) -> Result:
-    result: Result = CliRunner().invoke(cli._build(), list(arguments))
-    return result
+    with user_module("de_filing_subject", SOURCE, tmp_path, monkeypatch) as name:
+        yield name
 
 
 def compressed(module: str, *more: str, data: str = "data") -> Result:
@@ -85,13 +77,10 @@ def test_a_loss_without_labels_is_refused(module: str) -> None:
     assert "--max-divergence" in str(result.exception)
 
 
-def test_another_model_is_refused(module: str, tmp_path: Path) -> None:
+def test_another_model_is_refused(module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert compressed(module).exit_code == 0
-    (tmp_path / "de_filing_other.py").write_text(SOURCE.replace("24", "32"))
-    try:
-        result = invoke("load", "net.de.safetensors", "--model", "de_filing_other:model")
-    finally:
-        sys.modules.pop("de_filing_other", None)
+    with user_module("de_filing_other", SOURCE.replace("24", "32"), tmp_path, monkeypatch) as other:
+        result = invoke("load", "net.de.safetensors", "--model", f"{other}:model")
     assert isinstance(result.exception, DEError)
     assert "0.weight" in str(result.exception)
 

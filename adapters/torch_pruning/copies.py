@@ -25,12 +25,12 @@ class Copies:
 
     Args:
         problem: whose student is asked.
-        found: the groups, in the order of the problem's couplings.
+        plan: how to remove its units, see `plan`.
     """
 
-    def __init__(self, problem: Problem, found: list[Entry]) -> None:
+    def __init__(self, problem: Problem, plan: Plan) -> None:
         self.problem = problem
-        self._plan = plan(problem.model, found)
+        self._plan = plan
 
     @property
     def samples(self) -> int:

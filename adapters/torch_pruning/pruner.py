@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from de_plugin.adapters.torch_pruning.asking import Asking, evaluating, teacher_of
 from de_plugin.adapters.torch_pruning.checks import OWN, TARGETS, check_options, pairs_of
+from de_plugin.adapters.torch_pruning.copies import plan
 from de_plugin.adapters.torch_pruning.cutting import Cut, whole_heads
 from de_plugin.adapters.torch_pruning.entries import Entry, counts, entries, key_of
 from de_plugin.adapters.torch_pruning.importance import DEImportance
-from de_plugin.adapters.torch_pruning.ladder import Ladder, ratio_of, rounded_choice
+from de_plugin.adapters.torch_pruning.ladder import Ladder, ratio_of, rounded_choice, spans
 from de_plugin.adapters.torch_pruning.sizes import Size
 from de_plugin.adapters.torch_pruning.steps import Step, StepReport
 from de_plugin.adapters.torch_pruning.targets import SAMPLES, Aim, Target, share_of
@@ -102,7 +103,7 @@ class Evolving(_Host):
         try:
             with evaluating(self.model):
                 found = list(entries(self))
-                cut = self._evolve(found, self._size(self.model, found)) if found else None
+                cut = self._evolve(found) if found else None
         except BaseException:
             self.current_step, self.per_step_pruning_ratio = self.current_step - 1, ratios
             raise
@@ -159,11 +160,13 @@ class Evolving(_Host):
 
     # -- the search ------------------------------------------------------------------------------
 
-    def _evolve(self, found: list[Entry], size: Size) -> Cut | None:
+    def _evolve(self, found: list[Entry]) -> Cut | None:
         wanted = counts(self, found)
         if self._target is None and not any(wanted.values()):
             return None
-        step = Step(self._asking, self.model, found, self.criterion, self._match)
+        how = plan(self.model, found)
+        size = self._size(self.model, how, spans(found)[-1].stop)
+        step = Step(self._asking, self.model, found, how, self.criterion, self._match)
         try:
             if self._target is None:
                 kept, scores = step.search(wanted)

@@ -8,8 +8,7 @@ import torch
 import torch_pruning as tp
 from torch import nn
 
-from de_plugin.adapters.torch_pruning.copies import plan, removed
-from de_plugin.adapters.torch_pruning.entries import Entry
+from de_plugin.adapters.torch_pruning.copies import Plan, removed
 from de_plugin.errors import ArgumentError
 from de_plugin.types import Mask
 
@@ -19,14 +18,15 @@ class Size:
 
     Args:
         model: as it is; what happens to it later does not count.
-        found: its groups.
+        plan: how to remove the units of its groups, see `copies.plan`.
+        units: how many there are.
         inputs: example inputs.
         forward: ``fn(model, inputs)`` where the model is not simply called.
     """
 
-    def __init__(self, model: nn.Module, found: list[Entry], inputs: Any, forward: Any = None) -> None:
-        self._plan = plan(model, found)
-        self._all = torch.ones(sum(entry.coupling.count for entry in found), dtype=torch.bool)
+    def __init__(self, model: nn.Module, plan: Plan, units: int, *, inputs: Any, forward: Any = None) -> None:
+        self._plan = plan
+        self._all = torch.ones(units, dtype=torch.bool)
         self._model = removed(model, self._plan, self._all)
         self._inputs, self._forward = inputs, forward
         self._macs: tuple[float, dict[str, tuple[float, int]]] | None = None

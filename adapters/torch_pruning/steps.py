@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from de_plugin.adapters.torch_pruning.asking import Asking
-from de_plugin.adapters.torch_pruning.copies import Copies, gone_by_module, plan, removed
+from de_plugin.adapters.torch_pruning.copies import Copies, Plan, gone_by_module, removed
 from de_plugin.adapters.torch_pruning.criterion import GROUPS, Ranked
 from de_plugin.adapters.torch_pruning.entries import Entry
 from de_plugin.adapters.torch_pruning.ladder import spans
@@ -64,12 +64,14 @@ class Step:
         asking: what is measured, on what.
         model: in eval mode.
         found: the groups.
+        plan: how to remove their units, see `copies.plan`.
         criterion: searches.
         matching: follows each cut, where zeroing channels is what removing them is.
 
     Attributes:
         problem: of all groups together.
         before: divergence on the data held back.
+        copied: whether candidates are measured on really pruned copies.
     """
 
     def __init__(
@@ -77,29 +79,26 @@ class Step:
         asking: Asking,
         model: nn.Module,
         found: list[Entry],
+        plan: Plan,
         criterion: Criterion,
         matching: BatchNormMatching | None,
     ) -> None:
         self.found, self.spans = found, spans(found)
         self._criterion = criterion
         exact = all(entry.exact for entry in found)
-        self.problem = problem = _problem(asking, model, found, exact)
+        problem, self.copied = _problem(asking, model, found, plan, exact)
+        self.problem = problem
         problem.store(GROUPS, [Ranked(entry.group, entry.parts, entry.heads) for entry in found])
         problem.protected = self._protected()
         self._everything = problem.kept
         self._buffers = [(b, b.clone()) for b in model.buffers()]
-        self._plan = plan(model, found)
+        self._plan = plan
         self._before = _snapshot(removed(model, self._plan, self._everything))
         self._matching = matching if exact else None
         if self._matching is not None:
             self._matching.prepare(problem)
             problem.repair = self._matching.in_assessment()
         self.before = float(problem.gate(problem.kept[None], repair=False)[0])
-
-    @property
-    def copied(self) -> bool:
-        """Whether candidates are measured on really pruned copies."""
-        return isinstance(self.problem._evaluator, Copies)
 
     def magnitudes(self) -> Tensor:
         """Return a ranking of the units that needs no search."""
@@ -204,19 +203,21 @@ class Step:
         }
 
 
-def _problem(asking: Asking, model: nn.Module, found: list[Entry], exact: bool) -> Problem:
-    """Return the step's question, asked of really pruned copies: the fewer channels, the faster."""
+def _problem(
+    asking: Asking, model: nn.Module, found: list[Entry], plan: Plan, exact: bool
+) -> tuple[Problem, bool]:
+    """Return the step's question, and whether it is asked of really pruned copies.
+
+    These are exact, and the fewer channels are left, the faster.
+    """
     couplings = [entry.coupling for entry in found]
     try:
-        problem: Problem = asking.problem(model, couplings, lambda p: Copies(p, found))
+        problem: Problem = asking.problem(model, couplings, lambda p: Copies(p, plan))
         problem.assess(problem.kept[None] & _some(found), problem.search[:2])
-        return problem
+        return problem, True
     except (RuntimeError, ValueError, AssertionError, AttributeError) as error:
         why = (str(error).splitlines() or [type(error).__name__])[0]
-        if exact:
-            exactly: Problem = asking.problem(model, couplings)
-            exactly.events.append({"kind": "zeroed instead of removed", "why": why})
-            return exactly
+    if not exact:
         warnings.warn(
             f"model: {type(model).__name__} does not run once channels are removed "
             f"({why}); they are zeroed instead, which is only near to removal "
@@ -224,8 +225,9 @@ def _problem(asking: Asking, model: nn.Module, found: list[Entry], exact: bool) 
             DEWarning,
             stacklevel=2,
         )
-        zeroing: Problem = asking.problem(model, couplings)
-        return zeroing
+    zeroing: Problem = asking.problem(model, couplings)
+    zeroing.events.append({"kind": "zeroed instead of removed", "why": why})
+    return zeroing, False
 
 
 def _snapshot(model: nn.Module) -> nn.Module:

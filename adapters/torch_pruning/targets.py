@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from de_plugin.adapters.torch_pruning.copies import plan
 from de_plugin.adapters.torch_pruning.entries import Entry, entries
 from de_plugin.adapters.torch_pruning.ladder import Ladder, begins, gone_of, spans
 from de_plugin.adapters.torch_pruning.sizes import Size
@@ -58,7 +59,8 @@ class Target:
         step, pruner.current_step = pruner.current_step, pruner.iterative_steps
         try:
             found = list(entries(pruner))
-            size = pruner._size(pruner.model, found)
+            units = sum(entry.coupling.count for entry in found)
+            size = pruner._size(pruner.model, plan(pruner.model, found), units)
             return self._reached(pruner, found, size)
         finally:
             pruner.current_step = step

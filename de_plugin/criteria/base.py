@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from de_plugin.assess.problem import Problem
-from de_plugin.errors import ArgumentError
+from de_plugin.registry import Registry
 from de_plugin.types import Mask, Scores
 
 
@@ -40,42 +38,14 @@ class Criterion(Protocol):
         """
 
 
-Factory = Callable[..., Criterion]
-_F = TypeVar("_F", bound=Factory)
-_REGISTRY: dict[str, Factory] = {}
-
-
-def register(name: str) -> Callable[[_F], _F]:
-    """Make a criterion's class or factory known under a name; use it as a decorator.
-
-    Args:
-        name: what users write; several names may stand for the same class.
-
-    Raises:
-        ArgumentError: the name is empty or taken.
-    """
-
-    def add(factory: _F) -> _F:
-        if not name:
-            raise ArgumentError(f"register({name!r}): expected a name as in register('magnitude')")
-        if name in _REGISTRY:
-            raise ArgumentError(
-                f"register({name!r}): the name is taken by {_REGISTRY[name]!r}; choose another"
-            )
-        _REGISTRY[name] = factory
-        return factory
-
-    return add
-
-
-def names() -> tuple[str, ...]:
-    """Return the registered names, sorted."""
-    return tuple(sorted(_REGISTRY))
+_REGISTRY: Registry[Criterion] = Registry("criterion", Criterion, ("magnitude", "Magnitude()"))
+register = _REGISTRY.register
+names = _REGISTRY.names
 
 
 def describe() -> dict[str, str]:
     """Return the first line of each registered criterion's docstring, by name."""
-    return {name: (inspect.getdoc(_REGISTRY[name]) or "").partition("\n")[0] for name in names()}
+    return _REGISTRY.describe()
 
 
 def criterion(spec: str | Criterion, **options: Any) -> Criterion:
@@ -92,26 +62,4 @@ def criterion(spec: str | Criterion, **options: Any) -> Criterion:
     >>> criterion("magnitude", p=1)
     Magnitude(p=1)
     """
-    if isinstance(spec, str):
-        if spec not in _REGISTRY:
-            raise ArgumentError(f"criterion={spec!r}: expected one of {', '.join(names())}")
-        factory = _REGISTRY[spec]
-        try:
-            inspect.signature(factory).bind(**options)
-        except TypeError as error:
-            known = ", ".join(inspect.signature(factory).parameters) or "none"
-            raise ArgumentError(
-                f"criterion={spec!r}: got options {', '.join(options) or 'none'} ({error}); "
-                f"its options are: {known}"
-            ) from None
-        return factory(**options)
-    if isinstance(spec, type) or not isinstance(spec, Criterion):
-        raise ArgumentError(
-            f"criterion={spec!r}: expected one of {', '.join(names())}, or an object such as Magnitude()"
-        )
-    if options:
-        raise ArgumentError(
-            f"criterion={spec.name!r}: options {', '.join(options)} are for names; set them on the "
-            "object itself"
-        )
-    return spec
+    return _REGISTRY.resolve(spec, **options)

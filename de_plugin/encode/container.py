@@ -52,7 +52,7 @@ def pack(
         streams: one an entry, empty where it is tied.
 
     Raises:
-        ArgumentError: metadata that is not text, or uses the format's own key.
+        ArgumentError: metadata that is not text.
     """
     described = manifest.pack(entries, tables)
     head = described + b"".join(stream for stream in streams if len(stream) <= _SMALL)

@@ -37,7 +37,7 @@ def save(
     Args:
         path: the file; its folder must exist.
         state: a state dict; some tensors, or all, quantized.
-        metadata: text to go with it; any key but "de".
+        metadata: text to go with it.
         dtypes: the types in which quantized tensors come back where it is not float32; their levels
             must be exact in them.
 

@@ -55,6 +55,7 @@ class Significance:
         if self._distances:
             weights += [0.1]
         weights += [-0.3, 0.0]
+        self._inputs_count = len(weights)
         self._mixer = Mixer(weights, 4.0)
         self._buffer = np.empty(len(weights) * min(height, width) * down * across)
 
@@ -63,7 +64,7 @@ class Significance:
         rows, columns = front.rows, front.columns
         shape = (self._sheet.down, self._sheet.across, front.last - front.first)
         size = shape[0] * shape[1] * shape[2]
-        count = len(self._mixer_inputs())
+        count = self._inputs_count
         flat = self._buffer[: count * size].reshape(count, size)
         inputs = flat.reshape(count, *shape)
         tally = self._tally
@@ -122,9 +123,6 @@ class Significance:
             self._kernels.learn(kernels, found)
         self._count(front, bits.reshape(shape))
         return bits
-
-    def _mixer_inputs(self) -> range:
-        return range(8 + 2 * (self._group > 1) + bool(self._distances) + 2)
 
     def _count(self, front: Front, bits: Bits) -> None:
         rows, columns = front.rows, front.columns

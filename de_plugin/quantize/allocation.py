@@ -284,7 +284,7 @@ class Allocation:
         problem = self.student.problem
         rule = Distillation(labels=1.0)
         with self.student.holding(trial.quantization, trial.rest):
-            return rule._validate(problem, problem.pool.take(problem.held_back))
+            return rule.validate(problem, problem.pool.take(problem.held_back))
 
     def spent(self) -> bool:
         """Tell whether the budget is used up."""

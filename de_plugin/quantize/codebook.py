@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
 from de_plugin.encode.quantized import Quantized
-from de_plugin.errors import ArgumentError
+from de_plugin.registry import Registry
 
 
 @runtime_checkable
@@ -46,37 +44,9 @@ class Codebook(Protocol):
         """
 
 
-Factory = Callable[..., Codebook]
-_F = TypeVar("_F", bound=Factory)
-_REGISTRY: dict[str, Factory] = {}
-
-
-def register(name: str) -> Callable[[_F], _F]:
-    """Make a codebook's class or factory known under a name; use it as a decorator.
-
-    Args:
-        name: what users write.
-
-    Raises:
-        ArgumentError: the name is empty or taken.
-    """
-
-    def add(factory: _F) -> _F:
-        if not name:
-            raise ArgumentError(f"register({name!r}): expected a name as in register('uniform')")
-        if name in _REGISTRY:
-            raise ArgumentError(
-                f"register({name!r}): the name is taken by {_REGISTRY[name]!r}; choose another"
-            )
-        _REGISTRY[name] = factory
-        return factory
-
-    return add
-
-
-def codebooks() -> tuple[str, ...]:
-    """Return the registered names, sorted."""
-    return tuple(sorted(_REGISTRY))
+_REGISTRY: Registry[Codebook] = Registry("codebook", Codebook, ("uniform", "KMeans()"))
+register = _REGISTRY.register
+codebooks = _REGISTRY.names
 
 
 def codebook(spec: str | Codebook, **options: Any) -> Codebook:
@@ -90,30 +60,7 @@ def codebook(spec: str | Codebook, **options: Any) -> Codebook:
         ArgumentError: the name or an option is unknown or cannot work, or options are given for a
             finished codebook.
 
-    >>> from de_plugin.quantize import codebook
     >>> codebook("kmeans", bits=3).name
     'kmeans'
     """
-    if isinstance(spec, str):
-        if spec not in _REGISTRY:
-            raise ArgumentError(f"codebook={spec!r}: expected one of {', '.join(codebooks())}")
-        factory = _REGISTRY[spec]
-        try:
-            inspect.signature(factory).bind(**options)
-        except TypeError as error:
-            known = ", ".join(inspect.signature(factory).parameters) or "none"
-            raise ArgumentError(
-                f"codebook={spec!r}: got options {', '.join(options) or 'none'} ({error}); its options "
-                f"are: {known}"
-            ) from None
-        return factory(**options)
-    if isinstance(spec, type) or not isinstance(spec, Codebook):
-        raise ArgumentError(
-            f"codebook={spec!r}: expected one of {', '.join(codebooks())}, or an object such as KMeans()"
-        )
-    if options:
-        raise ArgumentError(
-            f"codebook={spec.name!r}: options {', '.join(options)} are for names; set them on the object "
-            "itself"
-        )
-    return spec
+    return _REGISTRY.resolve(spec, **options)

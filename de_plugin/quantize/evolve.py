@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from de_plugin.assess.guard import check_counts
+from de_plugin.assess.problem import Problem
 from de_plugin.errors import ArgumentError
 from de_plugin.evolve import Search
 from de_plugin.quantize.rates import Rates
@@ -44,6 +45,13 @@ class RateSearch:
             raise ArgumentError(f"{self}: expected generations >= 0 and population >= 4")
 
 
+def seed_of_turn(problem: Problem, who: str, key: int) -> int:
+    """Return the seed of the next search of a kind: another one each time, the same in every run."""
+    state = problem.state_of(who)
+    turn = state["turn"] = state.get("turn", 0) + 1
+    return int(np.random.SeedSequence([problem.seed % 2**63, key, turn]).generate_state(1)[0] >> 1)
+
+
 def evolved(
     rates: Rates,
     start: Trial,
@@ -71,9 +79,7 @@ def evolved(
     genome = np.zeros(rates.genes) if start.genome is None else start.genome
     size = Scale.at(student, start.quantization)
     scale = start.scale
-    turn = problem.state_of("rates")["turn"] = problem.state_of("rates").get("turn", 0) + 1
-    seed = int(np.random.SeedSequence([problem.seed % 2**63, _KEY, turn]).generate_state(1)[0] >> 1)
-    search = Search(genome, rates.deviation, rule.population, seed)
+    search = Search(genome, rates.deviation, rule.population, seed_of_turn(problem, "rates", _KEY))
     winners: list[Trial] = []
 
     def trial(name: str, genes: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> Trial | None:

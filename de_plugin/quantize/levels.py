@@ -15,6 +15,7 @@ from de_plugin.evolve import Search
 from de_plugin.evolve.search import Genome
 from de_plugin.quantize.codebook import Codebook, codebook
 from de_plugin.quantize.cost import estimated
+from de_plugin.quantize.evolve import seed_of_turn
 from de_plugin.quantize.student import Part, Student
 from de_plugin.quantize.survivors import Floats, Survivors, two_bytes
 from de_plugin.quantize.trial import Trial, best
@@ -50,7 +51,7 @@ class LevelSearch:
     codebooks: tuple[str | Codebook, ...] = ("uniform", "affine", "power", "kmeans")
 
     def __post_init__(self) -> None:
-        """Refuse counts out of range and unknown codebooks."""
+        """Refuse counts out of range; `check` refuses unknown codebooks, once all are registered."""
         check_counts("LevelSearch", samples=self.samples)
         if self.generations < 0 or self.population < 4:
             raise ArgumentError(f"{self}: expected generations >= 0 and population >= 4")
@@ -118,8 +119,7 @@ def _evolved(
     if quantized.axis is not None or quantized.levels.shape[1] < 2 or rule.generations == 0:
         return []
     body = _Body.of(part.survivors, quantized)
-    turn = problem.state_of("levels")["turn"] = problem.state_of("levels").get("turn", 0) + 1
-    seed = int(np.random.SeedSequence([problem.seed % 2**63, _KEY, turn]).generate_state(1)[0] >> 1)
+    seed = seed_of_turn(problem, "levels", _KEY)
     search = Search(np.zeros(body.genes), body.deviation, rule.population, seed)
     winner: Trial | None = None
 

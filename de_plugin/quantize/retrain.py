@@ -6,10 +6,9 @@ the held-back data are used.
 
 from __future__ import annotations
 
-import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,7 +18,6 @@ from torch import Tensor, nn
 from de_plugin.assess.guard import untouched_on_error
 from de_plugin.encode.quantized import Quantized
 from de_plugin.prune.recover import Distillation
-from de_plugin.prune.recover.distill import _adam
 from de_plugin.quantize.rates import Rates
 from de_plugin.quantize.student import Student
 from de_plugin.quantize.survivors import Survivors, two_bytes
@@ -220,45 +218,30 @@ def _train(student: Student, rule: Distillation, trial: Trial, latents: dict[str
         for x in named.values()
         if isinstance(x, nn.Parameter) and id(x) not in own and x.is_floating_point()
     ]
-    held_back = problem.pool.take(problem.held_back)
+    now = dict(trial.quantization)
 
-    def put() -> dict[str, Quantized]:
-        now = {name: latent.quantized() for name, _, latent in quantized}
+    def put() -> None:
+        now.update({name: latent.quantized() for name, _, latent in quantized})
         student.write(now)
-        return now
 
-    lowest = rule._validate(problem, held_back)
-    best = (
-        trial.quantization,
-        student.rest(trial.quantization),
-        [copy.copy(x.value) for x in latents.values()],
+    def pull(found: Sequence[Tensor | None]) -> list[Tensor | None]:
+        mine = [
+            None if g is None else latent.pull(g) for g, (_, _, latent) in zip(found, quantized, strict=False)
+        ]
+        return [*mine, *found[len(mine) :]]
+
+    def keep() -> tuple[dict[str, Quantized], dict[str, Tensor], list[Tensor]]:
+        return dict(now), student.rest(now), [latent.value.clone() for latent in latents.values()]
+
+    values = [*(latent.value for latent in latents.values()), *(p.data for p in free)]
+    best, rest, kept = rule.descend(
+        problem,
+        [*(x for _, x, _ in quantized), *free],
+        [nn.Parameter(x) for x in values],
+        pull=pull,
+        put=put,
+        keep=keep,
     )
-    trained = [*(latent.value.requires_grad_(False) for latent in latents.values()), *(p.data for p in free)]
-    places = [*(nn.Parameter(x, requires_grad=True) for x in trained)]
-    optimizer = _adam(places, rule.lr, rule.weight_decay)
-    everything = [x for _, x, _ in quantized] + free
-    for parameter in everything:
-        parameter.requires_grad_(True)
-    sources = rule._batches(problem)
-    for step in range(rule.steps):
-        optimizer.param_groups[0]["lr"] = rule._rate(step)
-        put()
-        with torch.enable_grad():
-            loss = rule._loss(problem, next(sources))
-            found = torch.autograd.grad(loss, everything, allow_unused=True)
-        for place, gradient, number in zip(places, found, range(len(found)), strict=True):
-            if gradient is None:
-                place.grad = None
-            else:
-                place.grad = quantized[number][2].pull(gradient) if number < len(quantized) else gradient
-        optimizer.step()
-        if (step + 1) % rule.validate_every and step + 1 < rule.steps:
-            continue
-        now = put()
-        value = rule._validate(problem, held_back)
-        if value < lowest:
-            lowest = value
-            best = (now, student.rest(now), [x.value.clone() for x in latents.values()])
-    for latent, kept in zip(latents.values(), best[2], strict=True):
-        latent.value.copy_(kept)
-    return replace(trial, quantization=best[0], rest=best[1], divergence=math.nan, value=math.nan)
+    for latent, value in zip(latents.values(), kept, strict=True):
+        latent.value.copy_(value)
+    return replace(trial, quantization=best, rest=rest, divergence=math.nan, value=math.nan)

@@ -68,7 +68,12 @@ def options(recipe: str) -> dict[str, Any]:
 
 def steps_of(recipe: str) -> int:
     """Return the gradient steps of a recipe: between cycles, at their end, and after the levels, twice."""
-    return 0 if recipe == "post-training" else 15 * 250 + 4000 + 2 * 1000
+    given = options(recipe)
+    pruning, levels = given["pruning"], given["quantizing"]["recovery"]
+    if not isinstance(levels, Distillation):
+        return 0
+    between = pruning["schedule"].cycles * pruning["recovery"].steps
+    return int(between + pruning["finish"].steps + 2 * levels.steps)
 
 
 def row(network: str, data: Dataset, recipe: str, points: float) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from de_plugin.errors import ArgumentError
 
 @pytest.fixture
 def scratch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(base, "_REGISTRY", dict(base._REGISTRY))
+    monkeypatch.setattr(base._REGISTRY, "_factories", dict(base._REGISTRY._factories))
 
 
 def test_names_stand_for_classes() -> None:

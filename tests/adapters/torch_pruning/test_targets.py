@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import de_plugin
 from de_plugin.adapters.torch_pruning import DEGroupNormPruner, DEImportance, DEPruner
+from de_plugin.adapters.torch_pruning.copies import plan
 from de_plugin.adapters.torch_pruning.entries import entries
 from de_plugin.adapters.torch_pruning.ladder import spans
 from de_plugin.errors import DEWarning, TargetError
@@ -47,7 +48,8 @@ def of_one_channel(case: Case, name: str) -> float:
     pruner = aimed(case, model, max_divergence=1.0)
     pruner.current_step = 1
     found = list(entries(pruner))
-    size, all_units = pruner._size(model, found), spans(found)[-1].stop
+    all_units = spans(found)[-1].stop
+    size = pruner._size(model, plan(model, found), all_units)
     without = ~torch.eye(all_units, dtype=torch.bool)[[span.start for span in spans(found)]]
     largest: float = size(name) - min(size(name, kept) for kept in without)
     return largest

@@ -1,6 +1,16 @@
 """What is asked: units, divergences, calibration data and how a population is measured."""
 
-from de_plugin.assess.divergence import JS, KL, MSE, Cosine, Custom, Divergence, Score, divergence
+from de_plugin.assess.divergence import (
+    JS,
+    KL,
+    MSE,
+    CalibratedKL,
+    Cosine,
+    Custom,
+    Divergence,
+    Score,
+    divergence,
+)
 from de_plugin.assess.granularity import (
     NM,
     Block,
@@ -21,6 +31,7 @@ __all__ = [
     "NM",
     "Autocast",
     "Block",
+    "CalibratedKL",
     "Channel",
     "Cosine",
     "Custom",

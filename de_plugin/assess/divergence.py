@@ -123,11 +123,12 @@ class KL:
     """Kullback-Leibler divergence KL(teacher || student) of softmax outputs.
 
     Args:
-        temperature: both logits are divided by it; > 0.
+        temperature: both logits are divided by it; > 0. Of several the mean is taken: at high ones the
+            small probabilities count as well (Hinton et al., arXiv:1503.02531, sec. 2).
         dim: the class dimension of every output.
     """
 
-    temperature: float = 1.0
+    temperature: float | tuple[float, ...] = 1.0
     dim: int = -1
     name: str = "kl"
     differentiable: bool = True
@@ -135,38 +136,60 @@ class KL:
 
     def __post_init__(self) -> None:
         """Refuse temperatures that are not positive."""
-        if not (self.temperature > 0 and math.isfinite(self.temperature)):
-            raise ArgumentError(f"temperature={self.temperature}: expected a finite number > 0")
+        if not (self._temperatures and all(t > 0 and math.isfinite(t) for t in self._temperatures)):
+            raise ArgumentError(f"temperature={self.temperature}: expected a finite number > 0, or several")
 
     def __call__(self, student: PyTree, teacher: PyTree, labels: Any = None) -> Tensor:
         """Return the mean over samples and positions, in nats."""
+        return _mean(
+            [
+                self._between(F.log_softmax(ours / t, self.dim), F.log_softmax(theirs / t, self.dim))
+                for ours, theirs in _pairs(student, teacher)
+                for t in self._temperatures
+            ]
+        )
+
+    def uninformed(self, teacher: PyTree) -> Tensor:
+        """Return the divergence of a student that gives every sample the teacher's mean answer."""
         parts = []
-        for ours, theirs in _pairs(student, teacher):
-            log_q = F.log_softmax(ours / self.temperature, self.dim)
-            log_p = F.log_softmax(theirs / self.temperature, self.dim)
-            parts.append((log_p.exp() * (log_p - log_q)).sum(self.dim).mean())
+        for theirs in leaves(teacher):
+            for t in self._temperatures:
+                log_p = F.log_softmax(_wide(theirs) / t, self.dim)
+                mean = log_p.exp().mean(0, keepdim=True).clamp_min(1e-30).log()
+                parts.append(self._between(mean.expand_as(log_p), log_p))
         return _mean(parts)
 
     def draw(self, outputs: PyTree, generator: torch.Generator) -> list[Tensor]:
-        """Draw classes from the softmax of each output."""
+        """Draw classes from the softmax of each output, at each temperature."""
         targets = []
         for x in leaves(outputs):
-            p = F.softmax(x / self.temperature, self.dim).double().cumsum(self.dim)
-            u = _uniform(p.narrow(self.dim, 0, 1), generator)
-            index = (p < u * p.narrow(self.dim, -1, 1)).sum(self.dim)
-            targets.append(index.clamp(max=x.shape[self.dim] - 1))
+            for t in self._temperatures:
+                p = F.softmax(x / t, self.dim).double().cumsum(self.dim)
+                u = _uniform(p.narrow(self.dim, 0, 1), generator)
+                index = (p < u * p.narrow(self.dim, -1, 1)).sum(self.dim)
+                targets.append(index.clamp(max=x.shape[self.dim] - 1))
         return targets
 
     def sampled_loss(self, outputs: PyTree, targets: list[Tensor]) -> Tensor:
         """Return the negative log-likelihood of the drawn classes."""
         parts = []
-        for x, y in zip(leaves(outputs), targets, strict=True):
-            log_p = F.log_softmax(x / self.temperature, self.dim)
-            nll = -log_p.gather(self.dim, y.unsqueeze(self.dim)).squeeze(self.dim)
-            positions = max(1, nll[0].numel() if nll.dim() else 1)
-            parts.append(nll.sum() * (self.curvature / positions) ** 0.5)
+        drawn = iter(targets)
+        for x in leaves(outputs):
+            for t in self._temperatures:
+                log_p = F.log_softmax(x / t, self.dim)
+                nll = -log_p.gather(self.dim, next(drawn).unsqueeze(self.dim)).squeeze(self.dim)
+                positions = max(1, nll[0].numel() if nll.dim() else 1)
+                parts.append(nll.sum() * (self.curvature / positions) ** 0.5)
         total: Tensor = torch.stack(parts).sum() / len(parts) ** 0.5
         return total
+
+    @property
+    def _temperatures(self) -> tuple[float, ...]:
+        return self.temperature if isinstance(self.temperature, tuple) else (self.temperature,)
+
+    def _between(self, log_q: Tensor, log_p: Tensor) -> Tensor:
+        """Return the mean divergence of log probabilities, the student's first."""
+        return (log_p.exp() * (log_p - log_q)).sum(self.dim).mean()
 
 
 @dataclass(frozen=True)
@@ -176,16 +199,45 @@ class JS(KL):
     name: str = "js"
     curvature: float = 0.25
 
-    def __call__(self, student: PyTree, teacher: PyTree, labels: Any = None) -> Tensor:
-        """Return the mean over samples and positions, in nats."""
-        parts = []
-        for ours, theirs in _pairs(student, teacher):
-            log_q = F.log_softmax(ours / self.temperature, self.dim)
-            log_p = F.log_softmax(theirs / self.temperature, self.dim)
-            log_m = torch.logaddexp(log_p, log_q) - math.log(2)
-            both = log_p.exp() * (log_p - log_m) + log_q.exp() * (log_q - log_m)
-            parts.append(0.5 * both.sum(self.dim).mean())
-        return _mean(parts)
+    def _between(self, log_q: Tensor, log_p: Tensor) -> Tensor:
+        log_m = torch.logaddexp(log_p, log_q) - math.log(2)
+        both = log_p.exp() * (log_p - log_m) + log_q.exp() * (log_q - log_m)
+        return 0.5 * both.sum(self.dim).mean()
+
+
+_SCALES = tuple(0.1 * 1.38**n for n in range(13))
+"""Factors of the student's logits, from a tenth to about five."""
+
+
+@dataclass(frozen=True)
+class CalibratedKL(KL):
+    """KL as it is, mixed with KL after the student's logits got the scale that fits best.
+
+    A network that has lost much is often only too sure or too unsure of the right answers, which one number
+    mends (temperature scaling, Guo et al., arXiv:1706.04599, sec. 4.2). The scale is fitted to each batch,
+    so this is a guide for a search rather than a measure to report.
+
+    Args:
+        temperature: of both logits, before.
+        dim: the class dimension of every output.
+        share: weight of the calibrated term, in [0, 1].
+    """
+
+    name: str = "calibrated kl"
+    share: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Refuse temperatures that are not positive, and shares out of range."""
+        super().__post_init__()
+        if not 0 <= self.share <= 1:
+            raise ArgumentError(f"share={self.share}: expected a number in [0, 1]")
+
+    def _between(self, log_q: Tensor, log_p: Tensor) -> Tensor:
+        plain = super()._between(log_q, log_p)
+        scaled = [
+            super(CalibratedKL, self)._between(F.log_softmax(a * log_q, self.dim), log_p) for a in _SCALES
+        ]
+        return (1 - self.share) * plain + self.share * torch.stack([plain, *scaled]).amin(0)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from de_plugin.assess.batches import Batch
 from de_plugin.assess.candidates import Candidates
 from de_plugin.assess.changes import Change, Channels
 from de_plugin.assess.chunks import Chunk, Chunks
-from de_plugin.assess.divergence import JS, KL, MSE, Cosine
+from de_plugin.assess.divergence import JS, KL, MSE, CalibratedKL, Cosine
 from de_plugin.assess.fingerprint import fingerprint
 from de_plugin.assess.record import Record
 from de_plugin.assess.recorder import may_overwrite, record
@@ -48,6 +48,9 @@ _BLOCK_BYTES = (32 << 20) - (8 << 10)
 """The largest block whose release makes glibc keep memory of that order for the next request
 (mallopt(3), M_MMAP_THRESHOLD). Otherwise each pass has its memory mapped anew, page by page, which
 takes longer than computing what goes there."""
+
+_PLAIN = (KL, JS, CalibratedKL, MSE, Cosine)
+"""Divergences that are measured for many candidates at once."""
 
 
 @dataclass(frozen=True)
@@ -337,7 +340,7 @@ class Population:
             left = iter(tensors)
             return tree_unflatten([next(left) if x is Tensor else x for x in rest], spec)
 
-        if type(problem.divergence) not in (KL, JS, MSE, Cosine):  # a user's may need real numbers
+        if type(problem.divergence) not in _PLAIN:  # a user's may need real numbers
             rows = [
                 self._divergence(outputs([x[n] for x in found]), batch) for n in range(len(chunk.numbers))
             ]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -194,6 +194,15 @@ class Problem:
     def repaired(self, batches: list[Batch]) -> AbstractContextManager[None]:
         """Apply the cheap repair that really follows a cut, undone on exit."""
         return self.repair(self, batches) if self.repair is not None else nullcontext()
+
+    @contextmanager
+    def guided(self, divergence: Divergence) -> Iterator[None]:
+        """Measure by another divergence inside the block."""
+        asked, self.divergence = self.divergence, divergence
+        try:
+            yield
+        finally:
+            self.divergence = asked
 
     # -- choosing --------------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from typing import Protocol, runtime_checkable
 
@@ -12,12 +12,19 @@ import torch
 from torch import Tensor
 
 from de_plugin.assess.candidates import Made
+from de_plugin.assess.divergence import KL, CalibratedKL
 from de_plugin.assess.problem import Problem
 from de_plugin.criteria import Criterion, criterion, register
 from de_plugin.errors import ArgumentError
 from de_plugin.evolve import Halving, Search, halve
 from de_plugin.prune.swap import Swaps, swap
 from de_plugin.types import Mask, Masks, Scores
+
+GUIDES = (KL(temperature=(1.0, 2.0, 4.0)), CalibratedKL())
+"""What guides a search where plain KL is a poor guide."""
+
+_MUCH = 0.1
+"""Part of the divergence of a student that says nothing, from where on others guide as well."""
 
 _MASK_BYTES = 64 << 20
 """The masks of a generation are kept from one stage to the next where they take no more than this."""
@@ -50,6 +57,9 @@ class DirectedEvolution:
         temperature: standard deviation, and twice the size, of the noise on a ranking.
         halving: how a generation is thinned out.
         swaps: directed mutation after the genomes.
+        guides: whether others than plain KL guide where a choice costs much of what the teacher tells, for
+            KL likes students that say nothing. Then softened and calibrated KL guide a search each, and
+            the least KL on data held back decides.
     """
 
     criteria: tuple[Criterion | str, ...] = ("magnitude", "activation", "fisher")
@@ -61,6 +71,7 @@ class DirectedEvolution:
     temperature: float = 0.1
     halving: Halving = field(default_factory=Halving)
     swaps: Swaps = field(default_factory=Swaps)
+    guides: bool = False
 
     @classmethod
     def brief(cls) -> DirectedEvolution:
@@ -76,6 +87,7 @@ class DirectedEvolution:
             samples=1024,
             halving=Halving(2),
             swaps=Swaps(rounds=6, candidates=16, samples=1024, gradient_samples=512, patience=3, share=0.1),
+            guides=True,
         )
 
     def __post_init__(self) -> None:
@@ -118,6 +130,25 @@ class DirectedEvolution:
     # -- the cycle -------------------------------------------------------------------------------
 
     def _search(self, problem: Problem, eligible: Mask, count: int, free: Mask) -> tuple[Mask, Tensor]:
+        kept, scores = self._searched(problem, eligible, count, free)
+        if not (self.guides and type(problem.divergence) is KL):
+            return kept, scores
+        values = [float(problem.gate(kept[None])[0])]
+        answers = problem.pool.take(problem.held_back)
+        if values[0] < _MUCH * max(float(problem.divergence.uninformed(x.teacher)) for x in answers):
+            return kept, scores
+        found = [(kept, scores)]
+        for guide in GUIDES:
+            if problem.out_of_budget():
+                break
+            with problem.guided(replace(guide, dim=problem.divergence.dim)):
+                found.append(self._searched(problem, eligible, count, free))
+            values.append(float(problem.gate(found[-1][0][None])[0]))
+        chosen = int(np.argmin(values))
+        problem.events.append({"kind": "guides", "divergence": values, "chosen": chosen})
+        return found[chosen]
+
+    def _searched(self, problem: Problem, eligible: Mask, count: int, free: Mask) -> tuple[Mask, Tensor]:
         usable = [
             c
             for c in self.criteria

@@ -16,6 +16,7 @@ from de_plugin.assess.divergence import (
     JS,
     KL,
     MSE,
+    CalibratedKL,
     Cosine,
     Curved,
     Custom,
@@ -53,6 +54,38 @@ def test_references(temperature: float) -> None:
     torch.testing.assert_close(MSE()(ours, theirs), F.mse_loss(ours, theirs))
     target = torch.ones(9)
     torch.testing.assert_close(Cosine()(ours, theirs), F.cosine_embedding_loss(ours, theirs, target))
+
+
+@pytest.mark.parametrize("cls", [KL, JS])
+def test_several_temperatures_are_a_mean(cls: type[KL]) -> None:
+    torch.manual_seed(0)
+    ours, theirs = torch.randn(2, 9, 4) * 3
+    alone = [cls(t)(ours, theirs) for t in (1.0, 2.0, 4.0)]
+    torch.testing.assert_close(cls((1.0, 2.0, 4.0))(ours, theirs), sum(alone) / 3)
+    with pytest.raises(ArgumentError, match="temperature"):
+        cls((1.0, 0.0))
+    with pytest.raises(ArgumentError, match="temperature"):
+        cls(())
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 1000), scale=st.floats(0.2, 5))
+def test_calibration_forgives_a_wrong_scale_and_nothing_else(seed: int, scale: float) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    ours, theirs = torch.randn(2, 64, 5, generator=draw) * 2
+    guide = CalibratedKL(share=1.0)
+    assert float(guide(theirs * scale, theirs)) <= 0.1 * float(KL()(theirs * scale, theirs)) + 0.01
+    assert float(guide(ours, theirs)) <= float(KL()(ours, theirs)) + 1e-6
+    assert float(guide(-theirs, theirs)) > 0.05
+    half = (guide(ours, theirs) + KL()(ours, theirs)) / 2
+    torch.testing.assert_close(CalibratedKL()(ours, theirs), half)
+
+
+def test_a_student_that_says_nothing() -> None:
+    torch.manual_seed(0)
+    sure = 50 * F.one_hot(torch.arange(40) % 4, 4).float()
+    assert float(KL().uninformed(sure)) == pytest.approx(math.log(4), rel=1e-4)
+    assert float(KL().uninformed(torch.ones(6, 4))) == pytest.approx(0, abs=1e-6)
 
 
 def test_other_class_dimensions_and_trees() -> None:

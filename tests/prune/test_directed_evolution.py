@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -211,3 +212,29 @@ def test_units_that_went_can_be_revived() -> None:
 def test_settings_that_cannot_work(options: Any, message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
         DirectedEvolution(**options)
+
+
+@pytest.mark.parametrize(("count", "tried"), [(100, True), (4, False)])
+def test_other_guides_are_tried_where_much_is_lost(count: int, tried: bool) -> None:
+    guided = replace(QUICK, guides=True)
+    found: dict[bool, Problem] = {}
+    for search in (QUICK, guided):
+        asked = Problem(linear(), 3 * data(8)[0])
+        asked.kept = search.evolve(asked, asked.eligible, count, ~asked.protected)
+        found[search.guides] = asked
+    events = [e for e in found[True].events if e["kind"] == "guides"]
+    assert len(events) == tried
+    values = {guides: float(asked.gate(asked.kept[None])[0]) for guides, asked in found.items()}
+    assert values[True] <= values[False]
+    if tried:
+        assert len(events[0]["divergence"]) == 3
+        assert events[0]["divergence"][events[0]["chosen"]] == pytest.approx(values[True])
+    else:
+        assert torch.equal(found[True].kept, found[False].kept)
+    assert found[True].divergence == de_plugin.KL()
+
+
+def test_guides_leave_other_divergences_alone() -> None:
+    asked = Problem(linear(), data(8)[0], divergence="js")
+    replace(QUICK, guides=True).evolve(asked, asked.eligible, 100, ~asked.protected)
+    assert not [e for e in asked.events if e["kind"] == "guides"]

@@ -11,11 +11,13 @@ from de_plugin.quantize.levels import LevelSearch
 from de_plugin.quantize.power import PowerOfTwo
 from de_plugin.quantize.report import LayerBits, Point, QuantizationReport
 from de_plugin.quantize.retrain import LevelTraining, StraightThrough
+from de_plugin.quantize.rounding import Compensated
 from de_plugin.quantize.uniform import Affine, Uniform
 
 __all__ = [
     "Affine",
     "Codebook",
+    "Compensated",
     "EntropyConstrained",
     "KMeans",
     "LayerBits",

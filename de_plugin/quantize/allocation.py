@@ -18,6 +18,7 @@ from de_plugin.quantize.evolve import RateSearch, evolved
 from de_plugin.quantize.goal import Goal
 from de_plugin.quantize.levels import LevelSearch, refined
 from de_plugin.quantize.rates import Rates
+from de_plugin.quantize.rounding import Compensated, CompensatedRates
 from de_plugin.quantize.student import Quantization, Scale, Student
 from de_plugin.quantize.trial import Trial, applied, best
 from de_plugin.quantize.uniform import Uniform
@@ -28,7 +29,7 @@ _CLOSE = 0.04  # octaves
 _SLACK = 12  # bytes by which a size may be off before the file is packed
 _DOUBT = 0.15  # how far an estimate may be above what is counted
 _SHRINKING = 5  # counts on the way to a size
-_FULL = 0.99  # of the bytes allowed, from where on more tries gain little
+_FULL = 5  # times what `Rates.close` leaves of the bytes allowed, more tries gain little
 
 
 @dataclass
@@ -42,6 +43,7 @@ class Allocation:
         recoveries: what follows the choice of levels.
         rule: of the search for rates.
         levels: of the search for each layer's levels; None leaves it out.
+        rounding: how levels make good each other's errors; None: each weight gets its own.
         budget: of the search.
         started: when, a `time.monotonic` reading.
         whole: the metric of the teacher, where there is one.
@@ -55,6 +57,7 @@ class Allocation:
     recoveries: tuple[LevelRecovery, ...]
     rule: RateSearch
     levels: LevelSearch | None
+    rounding: Compensated | None
     budget: Budget
     started: float
     whole: float | None
@@ -76,6 +79,8 @@ class Allocation:
                     problem.repair = problem.repair or step.in_assessment()
             biases = self.student.quantized_biases()
             rates = Rates.of(self.student)
+            if self.rounding is not None:
+                rates = CompensatedRates.around(rates, self.rounding)
             if self.goal.sized:
                 return self._least_divergence(rates, biases)
             return self._smallest(rates, biases)
@@ -92,7 +97,9 @@ class Allocation:
             target = Trial("", applied(self.student, book, biases), 0).packed(self.student).bytes
         fits = [t for t in self._near(uniform, target) if t.bytes <= target + _SLACK]
         first = self._fitting(rates, np.zeros(rates.genes), 0.0, target, biases, "equal slope")
-        found = self._at_size(rates, first, target, biases) if first is not None else []
+        found: list[Trial] = []
+        if first is not None:
+            found = self._at_size(rates, first, target, biases)
         for trial in sorted([*fits, *found], key=lambda t: t.value):
             exact = trial.packed(self.student)
             if exact.bytes <= target:
@@ -121,7 +128,7 @@ class Allocation:
         proposals = evolved(rates, start, target, biases, self.rule, self.spent)
         exact = [start, *(self._shrunk(rates, t, target, biases) for t in proposals[1:])]
         final = self._gate([t for t in exact if t is not None])
-        if self.levels is not None:
+        if self.levels is not None and rates.alone:
             final += self._gate(self._refined(best(final), target))
         return final + self._recovered(rates, best(final), target)
 
@@ -190,7 +197,7 @@ class Allocation:
         low, high = start - _OCTAVES, start + _OCTAVES
         scale, width = start, 0.25
         while high - low > _CLOSE:
-            levels = {**rates.quantization(genome, scale), **biases}
+            levels = rates.quantization(genome, scale, biases)
             name = "evolved" if genome.any() else "equal slope"
             now = self._gate([Trial(name, levels, self.guess(levels), genome=genome, scale=scale)])[0]
             if self._accepts(now):
@@ -247,7 +254,7 @@ class Allocation:
         self, rates: Rates, genome: Genome, scale: float, target: float, biases: Quantization, name: str
     ) -> Trial | None:
         """Return a genome's levels at the smallest scale whose file, counted, fits; None where none does."""
-        first = {**rates.quantization(genome, scale), **biases}
+        first = rates.quantization(genome, scale, biases)
         return self._shrunk(rates, Trial(name, first, 0, genome=genome, scale=scale), target, biases)
 
     def _shrunk(self, rates: Rates, trial: Trial, target: float, biases: Quantization) -> Trial | None:
@@ -256,7 +263,9 @@ class Allocation:
         trial, aim = trial.sized(self.student), target
         good = trial if trial.bytes <= target else None
         for _ in range(_SHRINKING):
-            if trial.genome is None or (good is not None and good.bytes >= _FULL * target):
+            if trial.genome is None or (
+                good is not None and good.bytes >= (1 - _FULL * rates.close) * target
+            ):
                 break
             size = Scale.at(self.student, trial.quantization)
             found = rates.at_bytes(trial.genome, aim, size, biases, trial.scale)

@@ -24,6 +24,8 @@ from de_plugin.quantize.evolve import RateSearch
 from de_plugin.quantize.goal import Goal, Metric
 from de_plugin.quantize.levels import LevelSearch
 from de_plugin.quantize.report import LayerBits, Point, QuantizationReport
+from de_plugin.quantize.retrain import StraightThrough
+from de_plugin.quantize.rounding import Rounding, compensation
 from de_plugin.quantize.student import Biases, Student
 from de_plugin.quantize.trial import Trial
 from de_plugin.quantize.weighting import Weighting, check_weighting
@@ -43,6 +45,7 @@ def quantize(
     teacher: nn.Module | None = None,
     codebooks: Sequence[str | Codebook] = ("uniform", "affine", "kmeans"),
     weighting: Weighting = "fisher",
+    rounding: Rounding = "nearest",
     biases: Biases = 8,
     recovery: Any = None,
     search: RateSearch | None = None,
@@ -75,6 +78,9 @@ def quantize(
         teacher: the network before it was pruned, in eval mode; None: the model as it is.
         codebooks: what gives uniform bits to every layer, for comparison: names or objects.
         weighting: of errors: "fisher", "activations" or "none"; the first needs a gradient.
+        rounding: "nearest": each weight gets its level alone; "compensated": levels make good each other's
+            errors, layer by layer, and survivors that are not worth their bits go: far smaller files, more
+            time; or ``Compensated(samples=2000)``.
         biases: bits of bias vectors, 2 to 8, or "exact".
         recovery: after levels are chosen: None, "bias", "batchnorm", "levels", "straight-through",
             "distill", objects such as ``Distillation(steps=2000, labels=0.5)``, or a list of these.
@@ -104,7 +110,13 @@ def quantize(
     books = _books(codebooks)
     if levels is not None:
         levels.check()
+    how = compensation(rounding)
     steps = level_recoveries(recovery)
+    if how is not None and any(isinstance(x, StraightThrough) for x in steps):
+        raise ArgumentError(
+            f"rounding={rounding!r}, recovery={recovery!r}: training the weights behind the levels would "
+            "undo what compensation has done; use recovery='levels' or rounding='nearest'"
+        )
     limit = Budget() if budget is None else budget
     if isinstance(model, Problem):
         if batches is not None or teacher is not None:
@@ -132,7 +144,7 @@ def quantize(
         bake(network, problem.units.masks(problem.kept.to(problem.device)))
         student = Student(problem, weighting, biases)
         search_ = Allocation(
-            student, goal, books, steps, search or RateSearch(), levels, limit, started, whole
+            student, goal, books, steps, search or RateSearch(), levels, how, limit, started, whole
         )
         start = student.divergence({}, problem.held_back)
         found = search_.run()

@@ -23,7 +23,6 @@ STEP, PRICE = 0.2, 0.4
 _TRIES = 12
 _FINE = 0.005  # octaves between two scales that are not worth another try
 _RANGE = 12.0  # octaves from the first guess within which a common step is looked for
-_CLOSE = 0.002  # bytes below the target that are not worth another try, as a fraction of it
 
 
 @dataclass(frozen=True)
@@ -35,12 +34,16 @@ class Rates:
         survivors: each part's.
         steps: the step of each part where genes and scale are zero.
         zeroing: of each part's codebook: what a place really costs, of its estimate.
+        close: bytes below the target that are not worth another try, as a fraction of it.
+        alone: whether a weight's levels depend on this weight alone.
     """
 
     student: Student
     survivors: tuple[Survivors, ...]
     steps: tuple[float, ...]
     zeroing: tuple[float, ...]
+    close: float = 0.002
+    alone: bool = True
 
     @classmethod
     def of(cls, student: Student) -> Rates:
@@ -65,17 +68,19 @@ class Rates:
         """The first mutations' standard deviation."""
         return np.repeat([STEP, PRICE], len(self.survivors))
 
-    def quantization(self, genome: Genome, scale: float) -> dict[str, Quantized]:
-        """Return the levels of all weights; the biases keep theirs.
+    def quantization(self, genome: Genome, scale: float, biases: Quantization) -> dict[str, Quantized]:
+        """Return the levels of all weights, and those of the biases.
 
         Args:
             genome: (genes,).
             scale: octaves by which all steps are larger.
+            biases: quantized already; part of the result.
         """
-        return {
+        weights = {
             part.name: self.student.exact(part, self.rule(n, genome, scale).of(survivors))
             for n, (part, survivors) in enumerate(zip(self.student.parts, self.survivors, strict=True))
         }
+        return {**weights, **biases}
 
     def rule(self, number: int, genome: Genome, scale: float) -> EntropyConstrained:
         """Return the codebook that a genome gives to a part."""
@@ -101,11 +106,11 @@ class Rates:
         best: tuple[dict[str, Quantized], float] | None = None
         scale, width = start, 0.25
         for _ in range(_TRIES):
-            found = {**self.quantization(genome, scale), **biases}
+            found = self.quantization(genome, scale, biases)
             size_now = size(found)
             if size_now <= target:
                 best, high = (found, scale), (scale, size_now)
-                if size_now >= (1 - _CLOSE) * target or scale <= -_RANGE:
+                if size_now >= (1 - self.close) * target or scale <= -_RANGE:
                     break
             else:
                 low = (scale, size_now)
@@ -117,7 +122,7 @@ class Rates:
             elif high[0] - low[0] < _FINE:
                 break
             else:
-                share = (low[1] - (1 - _CLOSE / 2) * target) / (low[1] - high[1])
+                share = (low[1] - (1 - self.close / 2) * target) / (low[1] - high[1])
                 scale = low[0] + min(max(share, 0.1), 0.9) * (high[0] - low[0])
         return best
 

@@ -32,7 +32,7 @@ def coarse(**options: Any) -> tuple[Student, Rates, Trial]:
     rates = Rates.of(student)
     genome = torch.zeros(rates.genes).double().numpy()
     biases = student.quantized_biases()
-    levels = {**rates.quantization(genome, 1.5), **biases}
+    levels = rates.quantization(genome, 1.5, biases)
     trial = Trial("coarse", levels, 0, genome=genome, scale=1.5)
     return student, rates, trial.measured(student, student.problem.held_back)
 
@@ -116,7 +116,7 @@ def test_rates_know_the_weights_that_were_trained() -> None:
     moved, found = StraightThrough(TRAINING)(rates, trial)
     assert any((a.values != b.values).any() for a, b in zip(rates.survivors, moved.survivors, strict=True))
     assert trial.genome is not None
-    again = moved.quantization(trial.genome, trial.scale)
+    again = moved.quantization(trial.genome, trial.scale, {})
     assert list(again) == [part.name for part in rates.student.parts]
     assert found.rest == {}
 

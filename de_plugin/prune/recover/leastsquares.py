@@ -76,7 +76,7 @@ class LeastSquares:
             current = float(problem.gate(problem.kept[None])[0])
             for number in _order(problem, batches[:1]):
                 layer = problem.units.layers[number]
-                bias = _bias(layer) if self.bias else None
+                bias = bias_of(layer) if self.bias else None
                 saved = [(p, p.detach().clone()) for p in (layer.parameter, bias) if p is not None]
                 self._solve(problem, number, bias, teacher, batches)
                 after = float(problem.gate(problem.kept[None])[0])
@@ -114,7 +114,7 @@ class LeastSquares:
             if call.layer == number:
                 design = call.design(layer, self.positions)
                 if design is not None:
-                    aims.append(_product(design, layer, call.rows))
+                    aims.append(product(design, layer, call.rows))
 
         with _swapped(problem.model, teacher):
             offset = None if bias is None else bias.detach().double().clone()
@@ -205,13 +205,13 @@ class _Sums:
         )
 
 
-def _product(design: Tensor, layer: Layer, rows: slice) -> Tensor:
+def product(design: Tensor, layer: Layer, rows: slice) -> Tensor:
     """Return the layer's product with `design`: ``(groups, positions, out per group)``."""
     weight = layer.canonical(layer.parameter.detach())[rows].flatten(1).double()
     return design.double() @ weight.reshape(len(design), -1, weight.shape[1]).transpose(1, 2)
 
 
-def _bias(layer: Layer) -> nn.Parameter | None:
+def bias_of(layer: Layer) -> nn.Parameter | None:
     """Return the bias that is added to the layer's product, where it is sure which one that is."""
     own = layer.name.rpartition(".")[2]
     name = {"weight": "bias", "in_proj_weight": "in_proj_bias"}.get(own)

@@ -1,0 +1,227 @@
+"""Levels for one layer that make good each other's errors, at a price on every bit.
+
+The error of a linear layer is a quadratic form of what changes in each of its rows. Columns get their levels
+one after the other; what a column's levels leave over moves the columns that are still to come to the best
+place (the surgeon's update of Hassibi and Stork 1992 in the order of GPTQ, arXiv:2210.17323, sec. 3, here
+with zero among the levels and a rate). Then single levels change wherever error plus price falls.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+_Floats = NDArray[np.float32]
+
+_BLOCK = 32
+_LARGEST = 1 << 12  # symbols of a step that is far too small
+_CONFIDENCE = 2.0  # zeros' worth of doubt about the density of a row or column
+_EDGE = 1e-4
+
+
+@dataclass(frozen=True)
+class Quadratic:
+    """What changing the rows of a layer's weight costs: ``sum of importance_r (w_r H w_r' - 2 w_r c_r')``.
+
+    Attributes:
+        gram: H, mean outer product of the inputs ``(inputs, inputs)``, float64, positive definite.
+        cross: c, mean product of the aims and the inputs ``(rows, inputs)``, float64.
+        importance: what a squared error of each output costs ``(rows,)``, >= 0.
+        solution: the best weights without levels ``(rows, inputs)``, float32.
+        factor: upper Cholesky factor of the inverse of H, float32.
+    """
+
+    gram: Tensor
+    cross: Tensor
+    importance: Tensor
+    solution: Tensor
+    factor: Tensor
+
+    @classmethod
+    def of(cls, gram: Tensor, cross: Tensor, importance: Tensor, old: Tensor, ridge: float) -> Quadratic:
+        """Return the form with a pull towards the present weights, which makes it definite.
+
+        Args:
+            gram: ``(inputs, inputs)``.
+            cross: ``(rows, inputs)``.
+            importance: ``(rows,)``.
+            old: the present weights ``(rows, inputs)``.
+            ridge: weight of the pull, relative to the mean square of the inputs.
+        """
+        scale = float(gram.diagonal().mean())
+        pull = ridge * scale if scale > 0 else 1.0
+        gram = gram.double() + pull * torch.eye(len(gram), dtype=torch.float64, device=gram.device)
+        cross = cross.double() + pull * old.double()
+        lower = torch.linalg.cholesky(gram)
+        solution = torch.cholesky_solve(cross.T, lower).T
+        factor = torch.linalg.cholesky(torch.cholesky_inverse(lower), upper=True)
+        return cls(gram, cross, importance.float(), solution.float(), factor.float())
+
+
+def compensated(
+    form: Quadratic, kept: Tensor, step: float, price: float, *, rounds: int = 1, sweeps: int = 6
+) -> Tensor:
+    """Return symbols whose multiples of the step cost least, bits included.
+
+    Args:
+        form: the cost of errors.
+        kept: bool ``(rows, inputs)``; False stays zero.
+        step: distance of the levels, > 0.
+        price: of a bit, in the unit of ``form``, >= 0.
+        rounds: of the pass over all columns; each knows the bits of the one before.
+        sweeps: at most so many times single symbols change afterwards.
+
+    Returns:
+        int32 ``(rows, inputs)``, on the CPU.
+    """
+    layer = _Layer.of(form, kept, step)
+    symbols = np.clip(np.rint(layer.solution), -_LARGEST, _LARGEST) * layer.kept
+    for _ in range(rounds):
+        symbols = _passed(layer, _Bits.of(symbols, price))
+    return torch.from_numpy(_settled(layer, symbols, price, sweeps).T.astype(np.int32))
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A layer in steps, a row of memory for each of its inputs, for one input is decided after the other.
+
+    Attributes:
+        solution: ``(inputs, rows)``.
+        kept: 1 where a symbol may differ from zero ``(inputs, rows)``.
+        importance: what a squared step costs ``(rows,)``.
+        factor: see `Quadratic`.
+        gram: H.
+        cross: c ``(inputs, rows)``.
+    """
+
+    solution: _Floats
+    kept: _Floats
+    importance: _Floats
+    factor: _Floats
+    gram: _Floats
+    cross: _Floats
+
+    @classmethod
+    def of(cls, form: Quadratic, kept: Tensor, step: float) -> _Layer:
+        return cls(
+            _array(form.solution.T / step),
+            _array(kept.T),
+            _array(step**2 * form.importance),
+            _array(form.factor),
+            _array(form.gram),
+            _array(form.cross.T / step),
+        )
+
+
+def _array(values: Tensor) -> _Floats:
+    found: _Floats = values.detach().cpu().float().contiguous().numpy()
+    return found
+
+
+@dataclass(frozen=True)
+class _Bits:
+    """Prices of symbols, from the densities of rows and columns and the histogram of values.
+
+    Attributes:
+        empty: price of a zero ``(inputs, rows)``.
+        place: price of the place of another.
+        value: price of the value of symbol n, places left out, in ``n + limit``.
+        limit: the largest symbol.
+    """
+
+    empty: _Floats
+    place: _Floats
+    value: _Floats
+    limit: int
+
+    @classmethod
+    def of(cls, symbols: _Floats, price: float) -> _Bits:
+        alive = symbols != 0
+        mean = float(np.clip(alive.mean(), _EDGE, 1 - _EDGE))
+        odds = _odds(alive, 1, mean)[:, None] + _odds(alive, 0, mean) - np.float32(np.log(mean / (1 - mean)))
+        unit = price / np.log(2.0)
+        limit = int(np.abs(symbols).max(initial=0)) + 1
+        counts = np.bincount((symbols[alive] + limit).astype(np.int64), minlength=2 * limit + 1)
+        value = -unit * np.log((counts + 0.5) / (counts.sum() + limit))
+        value[limit] = 0.0
+        empty, place = (unit * np.logaddexp(np.float32(0), x) for x in (odds, -odds))
+        return cls(empty.astype(np.float32), place.astype(np.float32), value.astype(np.float32), limit)
+
+    def chosen(self, at: int, wanted: _Floats, curvature: _Floats, kept: _Floats) -> _Floats:
+        """Return the cheapest of an input's nearest symbols, the next ones towards zero, and zero.
+
+        Args:
+            at: the input.
+            wanted: in steps ``(rows,)``.
+            curvature: cost of a squared step ``(rows,)``.
+            kept: 0 where it must be zero ``(rows,)``.
+        """
+        near = np.clip(np.rint(wanted), -self.limit, self.limit)
+        less = near - np.sign(near)
+        place = self.place[at]
+        far = curvature * np.square(wanted - near) + self._of(near) + place
+        close = curvature * np.square(wanted - less) + self._of(less) + place
+        none = curvature * np.square(wanted) + self.empty[at]
+        symbol = np.where(close < far, less, near)
+        symbol *= (np.minimum(close, far) < none) & (kept > 0)
+        return symbol
+
+    def _of(self, symbols: _Floats) -> _Floats:
+        found: _Floats = self.value.take((symbols + self.limit).astype(np.intp))
+        return found
+
+
+def _odds(alive: NDArray[np.bool_], axis: int, mean: float) -> _Floats:
+    """Return the log odds of the densities along an axis."""
+    density = (alive.sum(axis) + _CONFIDENCE * mean) / (alive.shape[axis] + _CONFIDENCE)
+    density = np.clip(density, _EDGE, 1 - _EDGE)
+    found: _Floats = np.log(density / (1 - density)).astype(np.float32)
+    return found
+
+
+def _passed(layer: _Layer, bits: _Bits) -> _Floats:
+    """Give symbols to all inputs in order, each error made good by the inputs behind it."""
+    left, factor = layer.solution.copy(), layer.factor
+    symbols = np.zeros_like(left)
+    for start in range(0, len(left), _BLOCK):
+        stop = min(start + _BLOCK, len(left))
+        errors = np.zeros_like(left[start:stop])
+        for at in range(start, stop):
+            curvature = layer.importance / factor[at, at] ** 2
+            symbols[at] = bits.chosen(at, left[at], curvature, layer.kept[at])
+            errors[at - start] = error = (left[at] - symbols[at]) / factor[at, at]
+            left[at + 1 : stop] -= factor[at, at + 1 : stop, None] * error
+        left[stop:] -= factor[start:stop, stop:].T @ errors
+    return symbols
+
+
+def _settled(layer: _Layer, symbols: _Floats, price: float, sweeps: int) -> _Floats:
+    """Change single symbols while the cost falls, input by input (coordinate descent)."""
+    gram = layer.gram
+    diagonal = gram.diagonal()
+    slope = gram @ symbols - layer.cross  # half the gradient
+    for _ in range(sweeps):
+        bits = _Bits.of(symbols, price)
+        changed = False
+        for start in range(0, len(symbols), _BLOCK):
+            stop = min(start + _BLOCK, len(symbols))
+            moves = np.zeros_like(symbols[start:stop])
+            block = slope[start:stop].copy()
+            for at in range(start, stop):
+                wanted = symbols[at] - block[at - start] / diagonal[at]
+                now = bits.chosen(at, wanted, layer.importance * diagonal[at], layer.kept[at])
+                move = now - symbols[at]
+                if move.any():
+                    moves[at - start] = move
+                    symbols[at] = now
+                    block += gram[at, start:stop, None] * move
+            if moves.any():
+                changed = True
+                slope += gram[start:stop].T @ moves
+        if not changed:
+            break
+    return symbols

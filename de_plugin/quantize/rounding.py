@@ -1,0 +1,274 @@
+"""From a genome to levels that make good each other's errors, layer by layer on what the layers before give.
+
+Each layer sees the inputs that the layers before it, with their levels, pass on, and aims at the products it
+had without levels: errors are made good instead of adding up (sequential, as in GPTQ, arXiv:2210.17323).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from de_plugin.assess.batches import Batch
+from de_plugin.assess.capture import Call, observe
+from de_plugin.assess.guard import check_counts
+from de_plugin.encode.quantized import Quantized
+from de_plugin.errors import ArgumentError
+from de_plugin.evolve.search import Genome
+from de_plugin.prune.recover.leastsquares import bias_of
+from de_plugin.quantize.compensate import Quadratic, compensated
+from de_plugin.quantize.entropy import HIGH_RATE, EntropyConstrained
+from de_plugin.quantize.rates import Rates
+from de_plugin.quantize.student import Quantization
+
+_STEP = 1.25
+"""First step of a layer, of the root mean square of its weights, pruned ones included."""
+
+_PRICE = 1 / 32
+"""First price of a bit, of the one at high rates; a size or a loss says soon what it really is."""
+
+_DRIFT = 0.25
+"""Octaves by which steps grow where the price of a bit grows by two: far fewer weights are left then."""
+
+_CLOSE = 0.006
+
+_Rows = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Compensated:
+    """Round so that each level makes good the errors of those before it, in closed form, without gradients.
+
+    Survivors whose bits cost more than they are worth become zero, so this prunes as well.
+
+    Attributes:
+        samples: calibration samples that show what the layers' inputs are; all in one forward pass.
+        positions: at most so many positions (of images, of sequences) a layer.
+        ridge: pull towards the present weights, relative to the inputs' mean square; > 0.
+        rounds: passes over all columns of a layer.
+        sweeps: over single symbols afterwards, at most.
+
+    Raises:
+        ArgumentError: a number is out of range.
+    """
+
+    samples: int = 8192
+    positions: int = 8192
+    ridge: float = 0.03
+    rounds: int = 1
+    sweeps: int = 6
+
+    def __post_init__(self) -> None:
+        """Refuse numbers out of range."""
+        check_counts("Compensated", samples=self.samples, positions=self.positions, rounds=self.rounds)
+        if self.sweeps < 0 or not 0 < self.ridge < float("inf"):
+            raise ArgumentError(f"{self}: expected sweeps >= 0 and a finite ridge > 0")
+
+
+Rounding = Literal["nearest", "compensated"] | Compensated
+
+
+def _size(values: Tensor) -> float:
+    """Return the root mean square, or 1 where all is zero."""
+    return float(values.double().square().mean().sqrt()) or 1.0
+
+
+def compensation(rounding: Rounding) -> Compensated | None:
+    """Return how errors are made good; None where every weight gets its levels alone.
+
+    Raises:
+        ArgumentError: it is none of these.
+    """
+    if isinstance(rounding, Compensated):
+        return rounding
+    if rounding == "nearest":
+        return None
+    if rounding == "compensated":
+        return Compensated()
+    raise ArgumentError(f"rounding={rounding!r}: expected 'nearest', 'compensated' or Compensated(...)")
+
+
+@dataclass(frozen=True)
+class CompensatedRates(Rates):
+    """Levels for all weights of a student by genome, errors made good.
+
+    Attributes:
+        how: the numbers.
+        batch: the calibration samples.
+        aims: by (layer, first row): the products of a use of a layer before it has levels.
+        costs: by (layer, first row): what a squared error of each output costs.
+    """
+
+    how: Compensated = field(default_factory=Compensated)
+    batch: Batch | None = None
+    aims: dict[_Rows, Tensor] = field(default_factory=dict)
+    costs: dict[_Rows, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def around(cls, rates: Rates, how: Compensated) -> CompensatedRates:
+        """Measure what the layers of a student have to give."""
+        student = rates.student
+        problem = student.problem
+        steps = tuple(_STEP * _size(part.weight * part.kept) for part in student.parts)
+        batch = problem.batches(problem.draw(how.samples))[0]
+        found = cls(
+            student,
+            rates.survivors,
+            steps,
+            rates.zeroing,
+            close=_CLOSE,
+            alone=False,
+            how=how,
+            batch=batch,
+        )
+        with problem.units.zeroed(problem.kept):
+            observe(problem, [batch], found._aim)
+        return found
+
+    def rule(self, number: int, genome: Genome, scale: float) -> EntropyConstrained:
+        """Return the step of a part, and what a bit costs of it.
+
+        A bit has one price in the whole network, but for the genes; the scale says how high it is.
+        """
+        step = float(self.steps[number] * 2.0 ** (_DRIFT * scale + genome[number]))
+        gene = float(genome[len(self.survivors) + number])
+        price = self.unit * 2.0 ** (2 * scale + gene) / (step**2 * self.student.parts[number].sensitivity)
+        return EntropyConstrained(step=step, price=price, zeroing=self.zeroing[number])
+
+    @cached_property
+    def unit(self) -> float:
+        """The price of a bit, in divergence where importance is, at scale zero."""
+        parts = self.student.parts
+        costs = [x**2 * part.sensitivity for x, part in zip(self.steps, parts, strict=True)]
+        return _PRICE * HIGH_RATE * sum(costs) / len(costs)
+
+    def quantization(self, genome: Genome, scale: float, biases: Quantization) -> dict[str, Quantized]:
+        """Return the levels of all weights, and the biases moved to where the mean errors vanish.
+
+        Args:
+            genome: (genes,).
+            scale: octaves by which all steps are larger.
+            biases: those that nothing is measured of keep these.
+        """
+        student = self.student
+        seen = {number for number, _ in self.aims}
+        found: dict[str, Quantized] = dict(biases)
+        for n, part in enumerate(student.parts):
+            if n not in seen:
+                found[part.name] = student.exact(part, self.rule(n, genome, scale).of(self.survivors[n]))
+        symbols = {n: torch.zeros(self._shape(n), dtype=torch.int32) for n in seen}
+        done: set[_Rows] = set()
+
+        def visit(call: Call) -> None:
+            for rows, design in self._uses(call):
+                key = (call.layer, rows.start)
+                if key not in done:
+                    done.add(key)
+                    rule = self.rule(call.layer, genome, scale)
+                    step, price = float(rule.step or 0.0), self._price(call.layer, rule)
+                    symbols[call.layer][rows] = self._fitted(call.layer, rows, design, step, price)
+
+        problem = student.problem
+        with self._restored(), problem.units.zeroed(problem.kept):
+            student.write(found)
+            observe(problem, [self.batch] if self.batch is not None else [], visit)
+            found |= student.quantized_biases()
+        for n in sorted(seen):
+            step = float(self.rule(n, genome, scale).step or 0.0)
+            found[student.parts[n].name] = self._levels(n, symbols[n], step)
+        return found
+
+    # -- one layer -------------------------------------------------------------------------------
+
+    def _shape(self, number: int) -> tuple[int, int]:
+        """Return outputs, and inputs times kernel, of a layer."""
+        shape = self.student.problem.units.layers[number].shape
+        return shape[0], shape[1:].numel()
+
+    def _uses(self, call: Call) -> Iterator[tuple[slice, Tensor]]:
+        """Yield the rows that share inputs, and these ``(positions, inputs)``, of a use of a layer."""
+        layer = self.student.problem.units.layers[call.layer]
+        design = call.design(layer, self.how.positions)
+        if design is None:
+            return
+        start, stop, _ = call.rows.indices(layer.shape[0])
+        width = (stop - start) // len(design)
+        for group, inputs in enumerate(design):
+            yield slice(start + group * width, start + (group + 1) * width), inputs
+
+    def _aim(self, call: Call) -> None:
+        """Remember the products of a layer's first use, and what errors of its outputs cost."""
+        layer = self.student.problem.units.layers[call.layer]
+        weight = layer.canonical(layer.parameter.detach()).flatten(1)
+        importance = self.student.parts[call.layer].importance
+        for rows, inputs in self._uses(call):
+            key = (call.layer, rows.start)
+            if key in self.aims:
+                continue
+            inputs = inputs.to(weight.dtype)
+            self.aims[key] = inputs @ weight[rows].T
+            energy = float(inputs.double().square().mean())
+            if importance is None:
+                cost = torch.ones(rows.stop - rows.start)
+            else:
+                cost = layer.canonical(importance).flatten(1)[rows].mean(1)
+            self.costs[key] = cost / energy if energy > 0 else torch.zeros_like(cost)
+
+    def _fitted(self, number: int, rows: slice, inputs: Tensor, step: float, price: float) -> Tensor:
+        """Give levels to some rows of a layer, in the model as well, and return their symbols, int32."""
+        layer = self.student.problem.units.layers[number]
+        part = self.student.parts[number]
+        aims = self.aims[number, rows.start].double()
+        inputs = inputs.double()
+        bias = self._bias(number)
+        mean_x, mean_y = inputs.mean(0), aims.mean(0)
+        gram, cross = inputs.T @ inputs / len(inputs), aims.T @ inputs / len(inputs)
+        if bias is not None:
+            gram = gram - torch.outer(mean_x, mean_x)
+            cross = cross - torch.outer(mean_y, mean_x)
+        live = layer.canonical(layer.parameter.detach()).flatten(1).clone()
+        kept = layer.canonical(part.kept).flatten(1)[rows].to(live.device)
+        cost = self.costs[number, rows.start].to(live.device)
+        form = Quadratic.of(gram, cross, cost, live[rows], self.how.ridge)
+        symbols = compensated(form, kept, step, price, rounds=self.how.rounds, sweeps=self.how.sweeps)
+        live[rows] = symbols.to(live.dtype) * step
+        layer.parameter.data.copy_(layer.native(live.reshape(layer.shape)))
+        if bias is not None:
+            shift = mean_y - live[rows].double() @ mean_x
+            bias.data[rows] += shift.to(bias.dtype)
+        return symbols.cpu()
+
+    def _bias(self, number: int) -> nn.Parameter | None:
+        """Return the bias that goes with a layer, where biases get levels and may move."""
+        bias = bias_of(self.student.problem.units.layers[number])
+        return bias if any(bias is p for p in self.student.vectors.values()) else None
+
+    def _price(self, number: int, rule: EntropyConstrained) -> float:
+        """Return what a bit costs, in divergence where importance is."""
+        part = self.student.parts[number]
+        return rule.price * float(rule.step or 0.0) ** 2 * part.sensitivity
+
+    def _levels(self, number: int, symbols: Tensor, step: float) -> Quantized:
+        layer, part = self.student.problem.units.layers[number], self.student.parts[number]
+        low, high = int(symbols.min()), int(symbols.max())
+        low, high = min(low, 0), max(high, 0)
+        levels = torch.tensor(step, dtype=torch.float32) * torch.arange(low, high + 1).float() + 0.0
+        native = layer.native(symbols.reshape(layer.shape)).contiguous()
+        return self.student.exact(part, Quantized(native, levels[None], low))
+
+    @contextmanager
+    def _restored(self) -> Iterator[None]:
+        """Give weights and biases back bit-exactly what they were before the block."""
+        tensors = [*(part.parameter for part in self.student.parts), *self.student.vectors.values()]
+        saved = [(x, x.detach().clone()) for x in tensors]
+        try:
+            yield
+        finally:
+            for tensor, value in saved:
+                tensor.data.copy_(value)

@@ -1,5 +1,6 @@
 """What is asked: units, divergences, calibration data and how a population is measured."""
 
+from de_plugin.assess.detector import Detector, Head
 from de_plugin.assess.divergence import (
     JS,
     KL,
@@ -35,8 +36,10 @@ __all__ = [
     "Channel",
     "Cosine",
     "Custom",
+    "Detector",
     "Divergence",
     "Granularity",
+    "Head",
     "Kernel",
     "ParameterUnits",
     "Problem",

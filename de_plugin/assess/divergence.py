@@ -63,7 +63,7 @@ def _pairs(student: PyTree, teacher: PyTree) -> list[tuple[Tensor, Tensor]]:
         )
     if not ours:
         raise OutputError("outputs: the model returns no floating-point tensor; use forward=")
-    return [(_wide(x), _wide(y)) for x, y in zip(ours, theirs, strict=True)]
+    return [(wide(x), wide(y)) for x, y in zip(ours, theirs, strict=True)]
 
 
 def cross_entropy(outputs: PyTree, labels: Tensor) -> Tensor:
@@ -72,7 +72,7 @@ def cross_entropy(outputs: PyTree, labels: Tensor) -> Tensor:
     Raises:
         DataError: the labels' shape fits neither layout, or a label is no class.
     """
-    logits = _wide(leaves(outputs)[0])
+    logits = wide(leaves(outputs)[0])
     if labels.shape == logits.shape[:-1]:
         return F.cross_entropy(logits.flatten(0, -2), labels.flatten())
     if labels.shape != logits.shape[:1] + logits.shape[2:]:
@@ -100,7 +100,7 @@ def check_labels(outputs: PyTree, labels: Tensor) -> None:
         )
 
 
-def _wide(x: Tensor) -> Tensor:
+def wide(x: Tensor) -> Tensor:
     """Measure half-precision outputs in single precision."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
@@ -154,7 +154,7 @@ class KL:
         parts = []
         for theirs in leaves(teacher):
             for t in self._temperatures:
-                log_p = F.log_softmax(_wide(theirs) / t, self.dim)
+                log_p = F.log_softmax(wide(theirs) / t, self.dim)
                 mean = log_p.exp().mean(0, keepdim=True).clamp_min(1e-30).log()
                 parts.append(self._between(mean.expand_as(log_p), log_p))
         return _mean(parts)

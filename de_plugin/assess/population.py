@@ -19,6 +19,7 @@ from de_plugin.assess.batches import Batch
 from de_plugin.assess.candidates import Candidates
 from de_plugin.assess.changes import Change, Channels
 from de_plugin.assess.chunks import Chunk, Chunks
+from de_plugin.assess.detector import Detector
 from de_plugin.assess.divergence import JS, KL, MSE, CalibratedKL, Cosine
 from de_plugin.assess.fingerprint import fingerprint
 from de_plugin.assess.record import Record
@@ -49,7 +50,7 @@ _BLOCK_BYTES = (32 << 20) - (8 << 10)
 (mallopt(3), M_MMAP_THRESHOLD). Otherwise each pass has its memory mapped anew, page by page, which
 takes longer than computing what goes there."""
 
-_PLAIN = (KL, JS, CalibratedKL, MSE, Cosine)
+_PLAIN = (KL, JS, CalibratedKL, MSE, Cosine, Detector)
 """Divergences that are measured for many candidates at once."""
 
 

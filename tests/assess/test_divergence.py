@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from de_plugin.assess.detector import Detector, Head
 from de_plugin.assess.divergence import (
     JS,
     KL,
@@ -104,7 +105,18 @@ def test_outputs_that_do_not_match_are_refused() -> None:
         MSE()(torch.arange(3), torch.arange(3))
 
 
-MEASURES: list[Any] = [KL(), KL(temperature=2.0), JS(), MSE(), Cosine(), KL(dim=1)]
+DETECTOR = Detector((Head(1, 2, objectness=2, first_class=3, centres=(0,), sides=(1,)),), boxes=0.7)
+MEASURES: list[Any] = [
+    KL(),
+    KL(temperature=2.0),
+    KL(temperature=(1.0, 4.0)),
+    JS(),
+    MSE(),
+    Cosine(),
+    KL(dim=1),
+    DETECTOR,
+]
+SHAPES = {KL(dim=1): (3, 4, 2), DETECTOR: (3, 5, 2)}
 
 
 def test_all_but_plain_callables_have_curvature() -> None:
@@ -116,7 +128,7 @@ def test_all_but_plain_callables_have_curvature() -> None:
 def test_squared_sampled_gradients_average_to_the_hessian(measure: Any) -> None:
     """Fisher = Hessian at the teacher (Martens, arXiv:1412.1193, sec. 9)."""
     torch.manual_seed(1)
-    shape = (3, 4, 2) if measure in (KL(dim=1),) else (3, 4)
+    shape = SHAPES.get(measure, (3, 4))
     x = torch.randn(3, 2, dtype=torch.float64)
     weight = torch.randn(math.prod(shape[1:]), 2, dtype=torch.float64)
 

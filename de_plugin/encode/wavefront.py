@@ -19,7 +19,7 @@ Symbols = npt.NDArray[np.int32]
 Magnitudes = npt.NDArray[np.int16]
 
 _WORK = 1 << 27
-_FEWEST, _MOST, _LONGEST = 256, 512, 16384
+_FEWEST, _MOST, _LONGEST = 192, 512, 24576
 _ROOM, _SPARE = 16, 1 << 20
 _FOLDED, _NARROW, _LONG = 4096, 8, 4096
 FARTHEST = 1024

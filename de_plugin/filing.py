@@ -54,6 +54,12 @@ def add(app: typer.Typer, rank: int) -> None:
             list[str] | None,
             typer.Option(help="After levels: bias, batchnorm, levels, straight-through, distill."),
         ] = None,
+        rounding: Annotated[
+            str,
+            typer.Option(
+                help="nearest; or compensated: smaller files, levels make good each other's errors."
+            ),
+        ] = "nearest",
         biases: Annotated[int, typer.Option(help="Bits of biases, 2 to 8; 0 = exact.")] = 8,
         include: Annotated[list[str] | None, typer.Option(help="Name patterns; repeatable.")] = None,
         exclude: Annotated[list[str] | None, typer.Option(help="Name patterns; repeatable.")] = None,
@@ -99,7 +105,11 @@ def add(app: typer.Typer, rank: int) -> None:
                     "recovery": recovery or None,
                     "finish": finish or None,
                 },
-                quantizing={"recovery": retrain or None, "biases": biases or "exact"},
+                quantizing={
+                    "recovery": retrain or None,
+                    "rounding": rounding,
+                    "biases": biases or "exact",
+                },
                 progress=tell,
                 include=include or (),
                 exclude=exclude or (),

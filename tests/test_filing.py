@@ -65,6 +65,17 @@ def test_a_model_becomes_a_file_that_is_told_and_read_again(module: str) -> None
     assert all(bool((dense[name] == state[name]).all()) for name in dense)
 
 
+def test_compensated_levels_are_asked_for_by_name(module: str) -> None:
+    told = [
+        json.loads(compressed(module, "--rounding", rounding, "--target-bytes", "500", "--json").stdout)
+        for rounding in ("nearest", "compensated")
+    ]
+    assert told[1]["quantization"]["divergence"] != told[0]["quantization"]["divergence"]
+    assert all(x["bytes"] <= 500 for x in told)
+    result = compressed(module, "--rounding", "up")
+    assert "rounding='up'" in str(result.exception)
+
+
 def test_a_loss_on_held_out_labels_is_kept_to(module: str) -> None:
     result = compressed(module, "--max-loss", "40", "--json", data="labelled")
     assert result.exit_code == 0, result.stdout

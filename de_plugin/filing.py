@@ -56,9 +56,7 @@ def add(app: typer.Typer, rank: int) -> None:
         ] = None,
         rounding: Annotated[
             str,
-            typer.Option(
-                help="nearest; or compensated: smaller files, levels make good each other's errors."
-            ),
+            typer.Option(help="nearest, or compensated: levels that make good each other's errors."),
         ] = "nearest",
         biases: Annotated[int, typer.Option(help="Bits of biases, 2 to 8; 0 = exact.")] = 8,
         include: Annotated[list[str] | None, typer.Option(help="Name patterns; repeatable.")] = None,

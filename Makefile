@@ -29,6 +29,6 @@ clean: ## remove the environment and everything that was built
 $(STAMP): pyproject.toml constraints.txt
 	@echo "installing into .venv"
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[torch-pruning,nni,dev]' \
+	@$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[torch-pruning,nni,neural-compressor,dev]' \
 		> .venv/install.log 2>&1 || { cat .venv/install.log >&2; exit 1; }
 	@touch $@

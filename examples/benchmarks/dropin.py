@@ -1,10 +1,11 @@
-"""Directed Evolution against every built-in method of a host at equal MACs, without fine-tuning.
+"""Directed Evolution against every built-in method of a host, without fine-tuning.
 
-Each layer loses the same share of its channels, in one step or several, so that all methods leave the same
-MACs. Samples for the choice are training data; accuracy and divergence are on test data, looked at once a
-row, at its end. A method that fails leaves a row with its error. Rows that the file has already are not
-measured again, but for those with an error. See `dropin_networks.py` for what is measured, and
-`dropin_torch_pruning.py` and `dropin_nni.py` for the methods.
+Hosts that prune: each layer loses the same share of its channels, in one step or several, so that all
+methods leave the same MACs. Samples for the choice are training data; accuracy and divergence are on test
+data, looked at once a row, at its end. The host that quantizes: at equal damage. A method that fails leaves a
+row with its error. Rows that the file has already are not measured again, but for those with an error. See
+`dropin_networks.py` for what is measured, and `dropin_torch_pruning.py`, `dropin_nni.py` and
+`dropin_neural_compressor.py` for the methods.
 """
 
 from __future__ import annotations
@@ -26,7 +27,13 @@ import de_plugin
 from de_plugin import DirectedEvolution
 from de_plugin.zoo import DATA
 
-HOSTS = {"torch-pruning": "dropin_torch_pruning", "nni": "dropin_nni"}
+HOSTS = {
+    "torch-pruning": "dropin_torch_pruning",
+    "nni": "dropin_nni",
+    "neural-compressor": "dropin_neural_compressor",
+}
+QUANTIZING = ("neural-compressor",)
+"""Hosts without ratios and steps."""
 KEY = ("network", "data", "ratio", "steps", "method", "seed", "samples")
 """What tells one row from another."""
 
@@ -43,12 +50,12 @@ def main() -> None:
     rows: list[dict[str, Any]] = document["rows"]
     for network, data, seed in _cases(options):
         found: Case | None = None
-        for ratio, steps in itertools.product(options.ratios, options.steps):
+        for ratio, steps in _cells(options):
             for method in methods:
                 samples = options.samples or (256 if network == "crepe" else 2000)
                 values = (network, data, ratio, steps, method, seed, samples)
-                key = dict(zip(KEY, values, strict=True))
-                old = [r for r in rows if all(r.get(k) == key[k] for k in KEY)]
+                key = {k: v for k, v in zip(KEY, values, strict=True) if v is not None}
+                old = [r for r in rows if all(r.get(k) == key.get(k) for k in KEY)]
                 if any("error" not in r for r in old):
                     continue
                 if found is None:
@@ -65,7 +72,7 @@ def _parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--host", choices=list(HOSTS), default="torch-pruning")
     parser.add_argument("--json", type=Path, required=True, help="read where it exists, and written")
-    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=["lenet5", "resnet", "vit"])
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, help="lenet5, resnet and vit")
     parser.add_argument("--data", nargs="+", choices=list(DATA), default=["mnist"], help="for images")
     parser.add_argument("--ratios", nargs="+", type=float, default=[0.25, 0.5, 0.75])
     parser.add_argument("--steps", nargs="+", type=int, default=[1, 4])
@@ -77,9 +84,17 @@ def _parsed() -> argparse.Namespace:
 
 
 def _cases(options: argparse.Namespace) -> Iterator[tuple[str, str, int]]:
-    for network in options.networks:
+    usual = ["lenet300"] if options.host in QUANTIZING else []
+    for network in options.networks or [*usual, "lenet5", "resnet", "vit"]:
         sets = options.data if network in IMAGES else ["tones"]
         yield from itertools.product([network], sets, options.seeds)
+
+
+def _cells(options: argparse.Namespace) -> Iterator[tuple[float | None, int | None]]:
+    if options.host in QUANTIZING:
+        yield None, None
+    else:
+        yield from itertools.product(options.ratios, options.steps)
 
 
 def _opened(options: argparse.Namespace, host: Any) -> dict[str, Any]:
@@ -113,7 +128,9 @@ def _opened(options: argparse.Namespace, host: Any) -> dict[str, Any]:
     return old
 
 
-def _measured(host: Any, found: Case, method: str, ratio: float, steps: int, seed: int) -> dict[str, Any]:
+def _measured(
+    host: Any, found: Case, method: str, ratio: float | None, steps: int | None, seed: int
+) -> dict[str, Any]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -25,7 +25,7 @@ from de_plugin import KL
 from de_plugin.assess.divergence import Divergence
 from de_plugin.zoo import DATA, Dataset, crepe, found_pitch, teacher, tones
 
-IMAGES = ("lenet5", "resnet", "vit")
+IMAGES = ("lenet300", "lenet5", "resnet", "vit")
 """Networks that take every image set."""
 NETWORKS = (*IMAGES, "crepe")
 """All that can be asked for."""
@@ -69,6 +69,7 @@ class Case:
         inputs: for the choice of what goes, ``(samples, ...)``.
         labels: their classes, int64.
         test_inputs: for what is told at the end.
+        test_labels: their classes.
         right: which of the model's outputs on them are right.
         divergence: between the outputs of the pruned and the intact model.
         losses: ``fn(outputs, labels) -> (samples,)`` for criteria that use labels.
@@ -85,6 +86,7 @@ class Case:
     inputs: Tensor
     labels: Tensor
     test_inputs: Tensor
+    test_labels: Tensor
     right: Callable[[Tensor], Tensor]
     divergence: Divergence
     losses: Callable[[Tensor, Tensor], Tensor]
@@ -100,9 +102,10 @@ class Case:
         return self._outputs(self.model)
 
     def measured(self, pruned: nn.Module) -> dict[str, float]:
-        """Return divergence and accuracy, in percent, of a pruned model on the test data."""
+        """Return loss, divergence and accuracy, in percent, of a changed model on the test data."""
         outputs = self._outputs(pruned)
         return {
+            "loss": float(self.losses(outputs, self.test_labels).double().mean()),
             "divergence": float(self.divergence(outputs, self.intact, None)),
             "accuracy": 100.0 * float(self.right(outputs).double().mean()),
         }
@@ -136,6 +139,7 @@ def _images(name: str, data: str, samples: int, seed: int) -> Case:
     order = torch.randperm(len(images.train_inputs), generator=draw)[:samples]
     model: Any = teacher(name, images).eval()
     facts: dict[str, Any] = {
+        "lenet300": {"ignored": ("fc3",), "masked": ("fc1", "fc2")},
         "lenet5": {"ignored": ("fc2",), "masked": ("conv1", "conv2", "fc1")},
         "resnet": {"ignored": ("fc",), **_residual()},
         "vit": {
@@ -151,6 +155,7 @@ def _images(name: str, data: str, samples: int, seed: int) -> Case:
         inputs=images.train_inputs[order],
         labels=images.train_labels[order],
         test_inputs=images.test_inputs,
+        test_labels=images.test_labels,
         right=lambda outputs: outputs.argmax(1) == images.test_labels,
         divergence=KL(),
         losses=lambda outputs, labels: F.cross_entropy(outputs, labels, reduction="none"),
@@ -198,6 +203,7 @@ def _crepe(samples: int, seed: int) -> Case:
         inputs=train.frames,
         labels=train.bins,
         test_inputs=test.frames,
+        test_labels=test.bins,
         right=lambda outputs: (found_pitch(outputs) - test.cents).abs() <= 50,
         divergence=BernoulliKL(),
         losses=losses,

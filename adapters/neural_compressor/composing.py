@@ -1,0 +1,44 @@
+"""Configs of several algorithms for one model, each with its own layers."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any
+
+from neural_compressor.common.base_config import BaseConfig, ComposableConfig
+
+from de_plugin.errors import SelectionError
+
+_LEAKED = ("use_layer_wise", "use_block_wise", "model_path", "quant_lm_head")
+"""What the host's entries of RTN and GPTQ read from the last config, whosever it is."""
+
+
+class Composition(ComposableConfig):
+    """A config of Directed Evolution and what was added to it.
+
+    Unlike the host's own, it knows white lists of types and configs that hold for all layers. Where two
+    want a layer, the later one gets it.
+    """
+
+    def to_config_mapping(
+        self, config_list: list[BaseConfig] | None = None, model_info: dict[str, Any] | None = None
+    ) -> OrderedDict[tuple[str, str], BaseConfig]:
+        """Return the config of each layer, Directed Evolution's first.
+
+        Raises:
+            SelectionError: one of the configs is left without a layer.
+        """
+        found: OrderedDict[tuple[str, str], BaseConfig] = OrderedDict()
+        for config in self.config_list:
+            found.update(config.to_config_mapping(model_info=(model_info or {})[config.name]))
+        for config in self.config_list:
+            if not any(x.name == config.name and getattr(x, "dtype", "") != "fp32" for x in found.values()):
+                raise SelectionError(
+                    f"{type(config).__name__}: is left with no layer of this composition; give it a "
+                    "white_list and one to the configs after it"
+                )
+        first = self.config_list[0].name
+        order = {
+            key: -1 if x.name == first else sum(hasattr(x, n) for n in _LEAKED) for key, x in found.items()
+        }
+        return OrderedDict(sorted(found.items(), key=lambda item: order[item[0]]))

@@ -1,0 +1,90 @@
+"""The tuner inside the host's own `autotune`: a sampler that asks, and an eval function that tells."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from neural_compressor.common.base_tuning import ConfigSet, Sampler
+from neural_compressor.torch.quantization import TuningConfig
+from torch import nn
+
+from de_plugin.adapters.neural_compressor.config import DEQuantConfig
+from de_plugin.adapters.neural_compressor.saving import levels_of, state_of
+from de_plugin.adapters.neural_compressor.trials import scored
+from de_plugin.encode import dumps
+
+if TYPE_CHECKING:
+    from de_plugin.adapters.neural_compressor.tuner import DETuner
+
+_NEVER = -1e9  # a tolerable loss that no trial reaches: the host would stop at the first that does
+
+
+class HostLoop:
+    """What `autotune` needs to be led by a tuner.
+
+    The host keeps the trial of the highest number, so that passing ones get 1 and what they save of the
+    original's bytes, and failing ones less than 1.
+
+    Args:
+        tuner: asks and is told.
+    """
+
+    def __init__(self, tuner: DETuner) -> None:
+        self._tuner = tuner
+        self.config = TuningConfig(
+            [DEQuantConfig()], sampler=self._sampler, tolerable_loss=_NEVER, max_trials=tuner.max_trials
+        )
+        self._clock = time.monotonic()
+
+    def _sampler(self, config_set: ConfigSet) -> Sampler:
+        loop = self
+
+        class Asking(Sampler):
+            """Yields the number of the config that is pending, as long as there is one."""
+
+            def __iter__(self) -> Iterator[int]:
+                loop.config.max_trials = loop._tuner.max_trials
+                config_set.config_list.clear()
+                while loop._tuner.pending is not None:
+                    config_set.config_list.append(loop._tuner.host_config(loop._tuner.pending))
+                    loop._clock = time.monotonic()
+                    yield len(config_set) - 1
+
+        return Asking(config_set)
+
+    def telling(self, eval_fn: Callable[..., Any]) -> Callable[..., float]:
+        """Return an `eval_fn` for `autotune` that tells the tuner; it meets the original first."""
+        begun = False
+
+        def evaluate(model: nn.Module, *args: Any) -> float:
+            nonlocal begun
+            if not begun:
+                begun = True
+                self._tuner.start(scored(lambda m: eval_fn(m, *args), model))
+                return 1.0
+            return self._told(model, lambda m: eval_fn(m, *args))
+
+        return evaluate
+
+    def _told(self, model: nn.Module, eval_fn: Callable[[nn.Module], Any]) -> float:
+        tuner = self._tuner
+        if tuner.pending is None:
+            return 0.0
+        choices = tuner.space.choices(tuner.pending)
+        state, types = state_of(model, levels_of(model))
+        size = len(dumps(state, dtypes=types))
+        score, error = float("nan"), None
+        try:
+            score = scored(eval_fn, model)
+        except Exception as reason:  # a user's function may raise anything, and the search goes on
+            error = f"{type(reason).__name__}: {reason}"
+        trial = tuner.judged(choices, score, size, time.monotonic() - self._clock, error)
+        tuner.tell(trial)
+        if tuner.pending is None:
+            self.config.max_trials = len(tuner.trials)
+        if not trial.ok:
+            return 0.0 if trial.error is not None else 0.9 / (1.0 + max(0.0, trial.loss))
+        saved = trial.bytes if tuner.cheapest == "bytes" else trial.mean_bits
+        return 1.0 + 1.0 / (1.0 + saved)

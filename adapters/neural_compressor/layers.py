@@ -1,0 +1,119 @@
+"""Which layers of a model have weights that get levels, and what users call them."""
+
+from __future__ import annotations
+
+import difflib
+import glob
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from torch import nn
+
+from de_plugin.assess.layers import EMBEDDING, PRUNABLE, is_masked, usable, weight_names
+from de_plugin.assess.units import ParameterUnits
+from de_plugin.errors import SelectionError
+
+Info = list[tuple[str, str]]
+"""Name and type's name of each layer, in the model's order."""
+
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+def layer_info(model: nn.Module) -> Info:
+    """Return the layers of a model that have weights to quantize.
+
+    Raises:
+        SelectionError: there is none.
+    """
+    found = [(name, type(m).__name__) for name, m in model.named_modules() if _weights(m)]
+    if not found:
+        raise SelectionError(
+            f"model {type(model).__name__}: has no layer to quantize; expected one of "
+            f"{', '.join(t.__name__ for t in PRUNABLE)}"
+        )
+    return found
+
+
+def _weights(module: nn.Module) -> list[str]:
+    """Return the names of the weights that a module itself has."""
+    result = []
+    for own in weight_names(module):
+        parameter = module._parameters.get(own)
+        if is_masked(module, own) or (parameter is not None and usable(parameter)):
+            result.append(own)
+    return result
+
+
+def units_of(model: nn.Module, names: Iterable[str]) -> ParameterUnits:
+    """Return the weights of some layers as units.
+
+    Raises:
+        SelectionError: a weight cannot be written to.
+    """
+    modules = [model.get_submodule(name) for name in names]
+    wanted = {id(_parameter(m, own)) for m in modules for own in _weights(m)}
+    found: dict[int, str] = {}  # of those that several names mean, the engine knows the first
+    for name, module in model.named_modules():
+        for own in _weights(module):
+            key = id(_parameter(module, own))
+            if key in wanted:
+                found.setdefault(key, f"{name}.{own}" if name else own)
+    return ParameterUnits(model, include=[glob.escape(name) for name in found.values()])
+
+
+def _parameter(module: nn.Module, own: str) -> Any:
+    """Return a weight, or what is behind its mask."""
+    return module._parameters.get(own, module._parameters.get(f"{own}_orig"))
+
+
+def channel_axis(module: nn.Module) -> int:
+    """Return the dimension of a module's weight that counts outputs."""
+    return 1 if isinstance(module, (*_TRANSPOSED, *EMBEDDING)) else 0
+
+
+def matches(key: Any, name: str, kind: str, names: Sequence[str]) -> bool:
+    """Tell whether a key of a config means a layer.
+
+    Args:
+        key: a module type; a layer's name, which means that one alone; or a regular expression that its
+            name begins with, as everywhere in the host.
+        name: of the layer.
+        kind: its type's name.
+        names: all there are.
+    """
+    if not isinstance(key, str):
+        return getattr(key, "__name__", "") == kind
+    if key in names:
+        return key == name
+    try:
+        return re.match(key, name) is not None
+    except re.error as error:
+        raise SelectionError(f"{key!r}: neither a layer nor a regular expression ({error})") from error
+
+
+def check_keys(argument: str, keys: Iterable[Any], info: Info, *, exact: bool = False) -> None:
+    """Refuse keys that mean no layer.
+
+    Args:
+        argument: where they were given.
+        keys: names, patterns or types.
+        info: the layers.
+        exact: whether only names will do.
+
+    Raises:
+        SelectionError: one means none.
+    """
+    names = [name for name, _ in info]
+    for key in keys:
+        hit = key in names if exact else any(matches(key, name, kind, names) for name, kind in info)
+        if hit:
+            continue
+        shown = key if isinstance(key, str) else getattr(key, "__name__", repr(key))
+        kinds = sorted({kind for _, kind in info})
+        near = difflib.get_close_matches(str(shown), [*names, *kinds], n=3, cutoff=0.3) or names[:3]
+        hint = "; a type is given as a class" if isinstance(key, str) and key in kinds else ""
+        raise SelectionError(
+            f"{argument}: {shown!r} is none of the {len(names)} layers that can be quantized; did you mean "
+            f"{', '.join(near)}?{hint}"
+        )

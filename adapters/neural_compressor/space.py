@@ -1,0 +1,235 @@
+"""What can be chosen for each layer, what it costs, and how much it hurts when it is chosen alone."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from de_plugin.adapters.neural_compressor.config import DEQuantConfig
+from de_plugin.adapters.neural_compressor.fitting import Bench, Levels, squared_error
+from de_plugin.adapters.neural_compressor.layers import Info
+from de_plugin.adapters.neural_compressor.settings import BEST, ENTROPY, Choice
+from de_plugin.quantize.cost import Estimate
+from de_plugin.quantize.student import Part
+
+Genome = tuple[int, ...]
+"""The number of an option for each group of layers."""
+
+_BOOKS = ("uniform", "affine", "kmeans")
+_PRICES = (1.0, 3.0)
+_KEPT = 1 << 27  # weights whose levels are kept in memory, over all options
+
+
+@dataclass(frozen=True)
+class Option:
+    """One way to give a group of layers its levels.
+
+    Attributes:
+        choice: what each of them gets.
+        cost: what is to be small, of these layers: bytes by estimate, or bits.
+        error: squared error relative to the squared weights.
+        divergence: of the model when these layers alone have levels; NaN without data.
+    """
+
+    choice: Choice
+    cost: float
+    error: float
+    divergence: float
+
+
+@dataclass(frozen=True)
+class Group:
+    """Layers that get the same levels since they share a weight; mostly a single one.
+
+    Attributes:
+        layers: their names.
+        parts: their weights.
+        options: from the cheapest to the dearest, none worse and dearer than another.
+    """
+
+    layers: tuple[str, ...]
+    parts: tuple[Part, ...]
+    options: tuple[Option, ...]
+
+    @property
+    def weights(self) -> int:
+        """How many there are."""
+        return sum(part.weight.numel() for part in self.parts)
+
+
+class Space:
+    """All that can be chosen for a model's layers.
+
+    Args:
+        bench: the model and its data.
+        asked: what users allow each layer.
+        cheapest: "bytes" of the file, or "bits".
+    """
+
+    def __init__(self, bench: Bench, asked: Mapping[str, Sequence[Choice]], cheapest: str) -> None:
+        self.bench = bench
+        self._cheapest = cheapest
+        groups = _joined(bench)
+        total = sum(p.weight.numel() for p in bench.parts) * max(map(len, asked.values()))
+        self._kept = total <= _KEPT
+        self.groups = tuple(
+            Group(layers, parts, self._options(parts, _common([asked[n] for n in layers])))
+            for layers, parts in groups
+        )
+
+    def _options(self, parts: tuple[Part, ...], choices: Sequence[Choice]) -> tuple[Option, ...]:
+        found = [self._option(parts, choice) for choice in choices]
+        damage = [_damage(option) for option in found]
+        order = sorted(range(len(found)), key=lambda n: (found[n].cost, damage[n], n))
+        result: list[Option] = []
+        least = math.inf
+        for n in order:
+            if damage[n] < least:
+                result.append(found[n])
+                least = damage[n]
+        return tuple(result)
+
+    def _option(self, parts: tuple[Part, ...], choice: Choice) -> Option:
+        levels = {part.name: self.bench.fit(part, choice) for part in parts}
+        sizes = sum(part.weight.numel() for part in parts)
+        energy = sum(float(part.weight.double().square().sum()) for part in parts)
+        error = sum(squared_error(part, levels[part.name]) for part in parts) / max(energy, 1e-300)
+        option = Option(
+            choice,
+            sum(Estimate.of(q).total for q in levels.values())
+            if self._cheapest == "bytes"
+            else choice.bits * sizes,
+            error,
+            self.bench.divergence(levels),
+        )
+        if not self._kept:
+            for part in parts:
+                self.bench.fits.pop((part.name, choice), None)
+        return option
+
+    # -- genomes ---------------------------------------------------------------------------------
+
+    def choices(self, genome: Genome) -> dict[str, Choice]:
+        """Return what each layer gets."""
+        return {
+            name: group.options[n].choice
+            for group, n in zip(self.groups, genome, strict=True)
+            for name in group.layers
+        }
+
+    def cost(self, genome: Genome) -> float:
+        """Return what a genome costs, without the parts that are the same for all."""
+        return sum(group.options[n].cost for group, n in zip(self.groups, genome, strict=True))
+
+    def levels(self, genome: Genome) -> Levels:
+        """Return the levels of all weights."""
+        return self.bench.chosen(self.choices(genome))
+
+    def mean_bits(self, choices: Mapping[str, Choice]) -> float:
+        """Return the bits of a weight, on average."""
+        total = sum(choices[group.layers[0]].bits * group.weights for group in self.groups)
+        return total / sum(group.weights for group in self.groups)
+
+    def path(self, weights: Sequence[float]) -> list[Genome]:
+        """Return genomes from the finest to the cheapest, each the least harmful of its cost.
+
+        Steps are taken in the order of harm a cost that they save: the lower convex hull of every group
+        (Shoham and Gersho 1988).
+
+        Args:
+            weights: by which each group's damage counts.
+        """
+        now = [len(group.options) - 1 for group in self.groups]
+        steps = []
+        for number, group in enumerate(self.groups):
+            hull = _hull([(o.cost, weights[number] * _damage(o)) for o in group.options])
+            for order, (fine, coarse) in enumerate(itertools.pairwise(reversed(hull))):
+                a, b = group.options[fine], group.options[coarse]
+                harm = weights[number] * (_damage(b) - _damage(a)) / max(a.cost - b.cost, 1e-300)
+                steps.append((harm, number, order, coarse))
+        result = [tuple(now)]
+        for _, number, _, coarse in sorted(steps):
+            now[number] = coarse
+            result.append(tuple(now))
+        return result
+
+
+def asked_of(configs: Sequence[DEQuantConfig], info: Info, cheapest: str) -> dict[str, list[Choice]]:
+    """Return what configs allow each layer, lists and codebooks written out.
+
+    Raises:
+        SelectionError: a config means no layer.
+        ArgumentError: values cannot work.
+    """
+    found: dict[str, dict[Choice, None]] = {}
+    for config in configs:
+        for single in _expanded(config):
+            for (name, _), own in single.resolved(info).items():
+                if own.dtype != "fp32":
+                    found.setdefault(name, {}).update(dict.fromkeys(_written_out(own.choice, cheapest)))
+    return {name: list(choices) for name, choices in found.items()}
+
+
+def _expanded(config: DEQuantConfig) -> list[DEQuantConfig]:
+    """Return all that a config and the configs of its layers list."""
+    result = []
+    for one in config.expand():
+        locals_ = [(key, local.expand()) for key, local in one.local_config.items()]
+        for number in range(max([1, *(len(x) for _, x in locals_)])):
+            single: Any = replace_locals(one, {key: x[min(number, len(x) - 1)] for key, x in locals_})
+            result.append(single)
+    return result
+
+
+def replace_locals(config: DEQuantConfig, local: Mapping[Any, DEQuantConfig]) -> DEQuantConfig:
+    """Return a config with other configs for its layers."""
+    result = DEQuantConfig(**{**config.get_params_dict(), "white_list": config.white_list})
+    result.local_config = dict(local)
+    return result
+
+
+def _written_out(choice: Choice, cheapest: str) -> list[Choice]:
+    """Return a choice for each codebook that "best" stands for; "entropy" saves bytes, not bits."""
+    if choice.codebook != BEST:
+        return [choice]
+    plain = [replace(choice, codebook=book) for book in _BOOKS]
+    priced = [replace(choice, codebook=ENTROPY, price=price) for price in _PRICES]
+    return plain + (priced if cheapest == "bytes" else [])
+
+
+def _joined(bench: Bench) -> list[tuple[tuple[str, ...], tuple[Part, ...]]]:
+    """Return layers that share weights together, in the model's order."""
+    groups: list[tuple[list[str], list[Part]]] = []
+    for part in bench.parts:
+        names = list(bench.layers[part.name])
+        mine = [group for group in groups if set(group[0]) & set(names)]
+        joined = ([n for g in mine for n in g[0]], [p for g in mine for p in g[1]])
+        joined = (list(dict.fromkeys([*joined[0], *names])), [*joined[1], part])
+        groups = [group for group in groups if not any(group is x for x in mine)] + [joined]
+    return [(tuple(names), tuple(parts)) for names, parts in groups]
+
+
+def _common(asked: list[Sequence[Choice]]) -> list[Choice]:
+    """Return what all of some layers allow, or what the first does where that is nothing."""
+    both = [choice for choice in asked[0] if all(choice in other for other in asked[1:])]
+    return both or list(asked[0])
+
+
+def _damage(option: Option) -> float:
+    return option.error if math.isnan(option.divergence) else option.divergence
+
+
+def _hull(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Return the lower convex hull of points of rising cost and falling damage, by number."""
+    result: list[int] = []
+    for n, (x, y) in enumerate(points):
+        while len(result) > 1:
+            (ax, ay), (bx, by) = points[result[-2]], points[result[-1]]
+            if (by - ay) * (x - ax) < (y - ay) * (bx - ax):
+                break
+            result.pop()
+        result.append(n)
+    return result

@@ -1,0 +1,326 @@
+"""The tuner: the cheapest bits and codebook of each layer that keep the user's score within tolerance."""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import time
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+from neural_compressor.torch.quantization import TuningConfig
+from torch import nn
+
+from de_plugin.adapters.neural_compressor.config import DEQuantConfig
+from de_plugin.adapters.neural_compressor.fitting import Bench, Finished, measuring
+from de_plugin.adapters.neural_compressor.hosting import HostLoop
+from de_plugin.adapters.neural_compressor.layers import layer_info
+from de_plugin.adapters.neural_compressor.proposing import Surrogate, cost_of, proposals
+from de_plugin.adapters.neural_compressor.results import Tuned, advice, allowed_by, config_of
+from de_plugin.adapters.neural_compressor.saving import attach, state_of
+from de_plugin.adapters.neural_compressor.settings import Choice, merged
+from de_plugin.adapters.neural_compressor.space import Genome, Space, asked_of
+from de_plugin.adapters.neural_compressor.trials import Journal, Tolerance, Trial, scored
+from de_plugin.assess.fingerprint import fingerprint
+from de_plugin.assess.guard import Snapshot, check_counts
+from de_plugin.encode import dumps
+from de_plugin.errors import ArgumentError
+from de_plugin.quantize.cost import counted
+
+Evaluate = Callable[[nn.Module], Any]
+
+_COUNTED = 1 << 16  # weights up to which the file of every trial is really made
+
+
+class DETuner:
+    """Evolves the bits and codebook of every layer to the cheapest within tolerance.
+
+    With batches, the divergence from the original is measured for each layer at each number of bits, which
+    needs no labels and not the user's function; proposals go along the front of cost and divergence, and
+    evolve around the cheapest that passes. Without, what layers bear is learnt from the trials. Nothing is
+    tried twice. The model itself is never changed.
+
+    Args:
+        model: any module.
+        configs: what is allowed, a config or a list of them, with lists of values; None: 2 to 8 bits.
+        tolerable_loss: how much worse the score may get, relative to the original's, see `Tolerance`.
+        max_trials: at most so many, resumed ones included.
+        batches: calibration data as for `de_plugin.prune`.
+        higher_is_better: False for losses and errors.
+        cheapest: "bytes" of the file, or mean "bits" of the weights.
+        checkpoint: a JSON file; what it holds is not evaluated again.
+        seed: of every draw.
+
+    Raises:
+        DEError: an argument cannot work; the message says what to do.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        configs: DEQuantConfig | Sequence[DEQuantConfig] | None = None,
+        *,
+        tolerable_loss: float = 0.01,
+        max_trials: int = 30,
+        batches: Any = None,
+        higher_is_better: bool = True,
+        cheapest: str = "bytes",
+        checkpoint: str | os.PathLike[str] | None = None,
+        seed: int = 0,
+    ) -> None:
+        check_counts("DETuner", max_trials=max_trials)
+        if cheapest not in ("bytes", "bits"):
+            raise ArgumentError(f"cheapest={cheapest!r}: expected 'bytes' or 'bits'")
+        self.tolerance = Tolerance(tolerable_loss, higher_is_better)
+        self.max_trials = max_trials
+        self.cheapest = cheapest
+        self._seed = seed
+        allowed = allowed_by(configs)
+        info = layer_info(model)
+        asked = asked_of(allowed, info, cheapest)
+        given = [own.shared() for c in allowed for own in (c, *c.local_config.values())]
+        self.settings = merged([*given, {"batches": batches, "seed": seed}])
+        self._original = model
+        self._model = copy.deepcopy(model)
+        self._bench = Bench(self._model, asked, self.settings)
+        self._snapshot = Snapshot(self._model)
+        self._asked = asked
+        with measuring(self._model):
+            self._journal = Journal(checkpoint, self._identity())
+        self.trials: list[Trial] = []
+        self._winner: tuple[Trial, Finished | None] | None = None
+        self._fixed: int | None = None
+        self._space: Space | None = None
+        self._proposals: Generator[Genome, Trial, None] | None = None
+        self.pending: Genome | None = None
+        """What is to be tried next; None before the start and at the end."""
+
+    # -- asking and telling ----------------------------------------------------------------------
+
+    @property
+    def baseline(self) -> float:
+        """The original's score.
+
+        Raises:
+            ArgumentError: it is not known yet.
+        """
+        if self._journal.baseline is None:
+            raise ArgumentError("DETuner: nothing was tried yet; call run(eval_fn) first")
+        return self._journal.baseline
+
+    @property
+    def space(self) -> Space:
+        """What can be chosen; measured when it is first asked for."""
+        if self._space is None:
+            with measuring(self._model):
+                self._bench.prepare()
+                self._space = Space(self._bench, self._asked, self.cheapest)
+            self._snapshot.restore()
+        return self._space
+
+    def start(self, baseline: float) -> None:
+        """Begin the search, or begin it anew, with the original's score."""
+        self._journal.start(baseline)
+        self.trials = []
+        self._winner = None
+        self._proposals = proposals(self.space, Surrogate(self.space), self.cheapest, self._seed)
+        self.pending = self._next(None)
+
+    def tell(self, trial: Trial, finished: Finished | None = None) -> None:
+        """Keep the trial of what is pending, and go on to what is tried next."""
+        self._journal.add(trial)
+        self._take(trial, finished)
+        self.pending = self._next(trial)
+
+    def _next(self, trial: Trial | None) -> Genome | None:
+        """Return the next proposal that was not tried before; those that were are taken as they are."""
+        search = self._proposals
+        if search is None:
+            return None
+        try:
+            with measuring(self._model):
+                genome = next(search) if trial is None else search.send(trial)
+                while len(self.trials) < self.max_trials:
+                    known = self._journal.get(self.space.choices(genome), self.tolerance)
+                    if known is None:
+                        return genome
+                    self._take(known, None)
+                    genome = search.send(known)
+        except StopIteration:
+            return None
+        finally:
+            self._snapshot.restore()
+        return None
+
+    def _take(self, trial: Trial, finished: Finished | None) -> None:
+        self.trials.append(trial)
+        if self._winner is None or self._rank(trial) < self._rank(self._winner[0]):
+            self._winner = (trial, finished)
+
+    def _rank(self, trial: Trial) -> tuple[Any, ...]:
+        cost = cost_of(trial, self.cheapest)
+        return (0, *cost) if trial.ok else (1, trial.error is not None, trial.loss, *cost)
+
+    # -- in the host's loop ----------------------------------------------------------------------
+
+    @cached_property
+    def _loop(self) -> HostLoop:
+        return HostLoop(self)
+
+    @property
+    def tuning_config(self) -> TuningConfig:
+        """For the host: ``autotune(model, tuner.tuning_config, tuner.eval_fn(eval_fn))``."""
+        return self._loop.config
+
+    def eval_fn(self, eval_fn: Callable[..., Any]) -> Callable[..., float]:
+        """Return the `eval_fn` that goes with `tuning_config`; the tuner keeps its trials."""
+        return self._loop.telling(eval_fn)
+
+    # -- trials ----------------------------------------------------------------------------------
+
+    def run(self, eval_fn: Evaluate) -> Tuned:
+        """Search, and return the cheapest that passes.
+
+        Args:
+            eval_fn: ``fn(model) -> score``; where it raises for a configuration, that trial has failed.
+
+        Raises:
+            ArgumentError: the original's score is no finite number.
+        """
+        known = self._journal.baseline
+        try:
+            self.start(scored(eval_fn, self._model) if known is None else known)
+        finally:
+            self._snapshot.restore()
+        while self.pending is not None:
+            self.tell(*self._tried(self.pending, eval_fn))
+        return self.result()
+
+    def _tried(self, genome: Genome, eval_fn: Evaluate) -> tuple[Trial, Finished | None]:
+        started = time.monotonic()
+        choices = self.space.choices(genome)
+        finished, size = None, 0
+        try:
+            with measuring(self._model):
+                finished = self._bench.finished(self.space.levels(genome))
+            self._bench.write(finished)
+            size = self._bytes(finished)
+            score = scored(eval_fn, self._model)
+        except Exception as error:  # a user's function may raise anything, and the search goes on
+            told = f"{type(error).__name__}: {error}"
+            return self.judged(choices, math.nan, size, time.monotonic() - started, told), None
+        finally:
+            self._snapshot.restore()
+        return self.judged(choices, score, size, time.monotonic() - started), finished
+
+    def judged(
+        self, choices: dict[str, Choice], score: float, size: int, seconds: float, error: str | None = None
+    ) -> Trial:
+        """Return the trial of choices that got a score."""
+        loss = math.inf if error is not None else self.tolerance.loss(score, self.baseline)
+        ok = error is None and self.tolerance.accepts(loss)
+        return Trial(choices, self.space.mean_bits(choices), size, score, loss, ok, seconds, error)
+
+    def _bytes(self, finished: Finished) -> int:
+        """Return the bytes of the file; of large networks up to a few, with their rest coded once."""
+        weights = sum(part.weight.numel() for part in self._bench.parts)
+        known = sum(counted(q) for q in finished.levels.values())
+        if weights > _COUNTED and not finished.rest and self._fixed is not None:
+            return self._fixed + known
+        state, types = state_of(self._model, finished.levels)
+        size = len(dumps(state, dtypes=types))
+        self._fixed = size - known
+        return size
+
+    # -- results ---------------------------------------------------------------------------------
+
+    def host_config(self, genome: Genome) -> DEQuantConfig:
+        """Return a config that gives a genome's levels, which are fitted already."""
+        config = config_of(self.space.choices(genome), self.settings)
+        config._fits = self._bench.fits
+        return config
+
+    def result(self) -> Tuned:
+        """Return the cheapest of the trials that passes, or the one of least loss.
+
+        Raises:
+            ArgumentError: nothing was tried.
+        """
+        baseline = self.baseline
+        if self._winner is None:
+            raise ArgumentError("DETuner: nothing was tried yet; call run(eval_fn) first")
+        trial, finished = self._winner
+        if finished is None:
+            with measuring(self._model):
+                finished = self._bench.finished(self._bench.chosen(trial.choices))
+            self._snapshot.restore()
+        model = copy.deepcopy(self._original)
+        self._bench.write(finished, model)
+        state, types = state_of(model, finished.levels)
+        exact = replace(trial, bytes=len(dumps(state, dtypes=types)))
+        self.trials = [exact if t is trial else t for t in self.trials]
+        trial, self._winner = exact, (exact, finished)
+        config = config_of(trial.choices, self.settings)
+        attach(model, finished.levels, config.resolved(layer_info(model)))
+        model.__dict__["is_quantized"] = True
+        return Tuned(
+            model, config, trial, tuple(self.trials), baseline, advice(trial, self.trials, self.max_trials)
+        )
+
+    def _identity(self) -> dict[str, str]:
+        """Return all that makes scores comparable, as texts."""
+        data = self._bench.problem
+        return {
+            "model": f"{fingerprint((*self._model.parameters(), *self._model.buffers())):08x}",
+            "batches": "none" if data is None else f"{data.pool.samples} samples {data.pool.digest:08x}",
+            "recovery": repr(self.settings.recovery),
+            "biases": str(self.settings.biases),
+            "weighting": self.settings.weighting,
+        }
+
+
+def tune(
+    model: nn.Module,
+    eval_fn: Evaluate,
+    configs: DEQuantConfig | Sequence[DEQuantConfig] | None = None,
+    *,
+    tolerable_loss: float = 0.01,
+    max_trials: int = 30,
+    batches: Any = None,
+    higher_is_better: bool = True,
+    cheapest: str = "bytes",
+    checkpoint: str | os.PathLike[str] | None = None,
+    seed: int = 0,
+) -> Tuned:
+    """Return the cheapest levels of a model whose score is within tolerance; see `DETuner`.
+
+    Args:
+        model: any module; it is not changed.
+        eval_fn: ``fn(model) -> score``, such as accuracy, or `agreement(model, batches)`.
+        configs: what is allowed, with lists of values; None: 2 to 8 bits for all layers.
+        tolerable_loss: how much worse the score may get, relative to the original's, see `Tolerance`.
+        max_trials: at most so many, resumed ones included.
+        batches: calibration data; with them far fewer trials are needed.
+        higher_is_better: False for losses and errors.
+        cheapest: "bytes" of the file, or mean "bits" of the weights.
+        checkpoint: a JSON file; what it holds is not evaluated again.
+        seed: of every draw.
+
+    Raises:
+        DEError: an argument cannot work; the message says what to do.
+    """
+    tuner = DETuner(
+        model,
+        configs,
+        tolerable_loss=tolerable_loss,
+        max_trials=max_trials,
+        batches=batches,
+        higher_is_better=higher_is_better,
+        cheapest=cheapest,
+        checkpoint=checkpoint,
+        seed=seed,
+    )
+    return tuner.run(eval_fn)

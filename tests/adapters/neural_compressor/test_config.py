@@ -1,0 +1,168 @@
+"""What the host ignores in silence is an error here, before anything is changed."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from de_plugin.errors import ArgumentError, SelectionError
+from tests.adapters.neural_compressor.networks import cnn, levels, made, mlp, unchanged, values
+
+from de_plugin.adapters.neural_compressor import DEQuantConfig  # isort: skip
+from neural_compressor.torch.quantization import RTNConfig, get_all_config_set, quantize  # isort: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"bit": 4}, r"DEQuantConfig\(bit=...\): no such argument; did you mean bits"),
+        ({"bits": 1}, "bits=1: expected a whole number from 2 to 8"),
+        ({"bits": 9}, "bits=9"),
+        ({"bits": True}, "bits=True"),
+        ({"bits": [4, 16]}, "bits=16"),
+        ({"bits": []}, "empty list"),
+        ({"dtype": "nf4"}, "dtype='nf4': expected 'int', or 'fp32'"),
+        ({"group_size": 32}, "group_size=32: expected -1; .*granularity='channel'"),
+        ({"codebook": "fibonacci"}, "codebook='fibonacci': expected 'best' or one of .*kmeans"),
+        ({"granularity": "row"}, "granularity='row': expected 'tensor' or 'channel'"),
+        ({"bits_per_layer": {"fc1": 12}}, r"bits_per_layer\['fc1'\]=12"),
+        ({"bits_per_layer": [3]}, "bits_per_layer=.*dict"),
+        ({"divergence": "manhattan"}, "divergence='manhattan'"),
+        ({"samples": 0}, "samples=0"),
+        ({"weighting": "hessian"}, "weighting='hessian'"),
+        ({"biases": 1}, "biases=1: .*or 'exact'"),
+        ({"recovery": "obs"}, "recovery='obs'"),
+        ({"recovery": "straight-through"}, "recovery='straight-through'.*'levels'"),
+        ({"seed": -1}, "seed=-1"),
+        ({"white_list": []}, r"white_list=\[\]"),
+        ({"white_list": "fc1"}, "white_list='fc1': expected .*list"),
+    ],
+)
+def test_values_that_cannot_work_are_refused_at_once(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        DEQuantConfig(**arguments)
+
+
+def _local(name: Any) -> DEQuantConfig:
+    return DEQuantConfig().set_local(name, DEQuantConfig(bits=2))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (_local("fc2"), "set_local: 'fc2' is none of the 3 layers.*did you mean fc1"),
+        (_local(nn.Conv2d), "set_local: 'Conv2d' is none"),
+        (_local("Linear"), "'Linear' is none.*a type is given as a class"),
+        (_local("(fc"), "neither a layer nor a regular expression"),
+        (DEQuantConfig(bits_per_layer={"fc": 3}), "bits_per_layer: 'fc' is none"),
+        (DEQuantConfig(white_list=["fc1", "had"]), "white_list: 'had' is none.*head"),
+        (DEQuantConfig(white_list=None), "quantizes no layer"),
+        (DEQuantConfig(dtype="fp32"), "quantizes no layer"),
+    ],
+)
+def test_configs_that_mean_no_layer_are_refused(config: DEQuantConfig, message: str) -> None:
+    model = mlp()
+    before = values(model)
+    with pytest.raises(SelectionError, match=message):
+        quantize(model, config)
+    assert unchanged(model, before)
+    with pytest.raises(SelectionError, match="has no layer to quantize"):
+        quantize(nn.Sequential(nn.ReLU()), DEQuantConfig())
+
+
+def test_lists_are_for_tuning() -> None:
+    with pytest.raises(ArgumentError, match=r"bits=\[2, 4\]: a list is for autotune"):
+        quantize(mlp(), DEQuantConfig(bits=[2, 4]))
+    found = DEQuantConfig(bits=[2, 4], codebook=["uniform", "kmeans"], white_list=["fc1"]).expand()
+    assert [(c.bits, c.codebook) for c in found] == [
+        (2, "uniform"),
+        (2, "kmeans"),
+        (4, "uniform"),
+        (4, "kmeans"),
+    ]
+    assert [c.local_config["fc1"].bits for c in found] == [2, 2, 4, 4]
+    kept = DEQuantConfig(bits=[2, 4]).set_local("fc1", DEQuantConfig(bits=8)).expand()
+    assert [c.local_config["fc1"].bits for c in kept] == [8, 8]
+    assert any(isinstance(config, DEQuantConfig) for config in get_all_config_set())
+
+
+def bits_of(config: DEQuantConfig) -> list[int]:
+    """Return how many levels the layers of the network with similar names get."""
+    found = quantize(mlp(), config)
+    return [levels(found.get_parameter(f"{n}.weight")) for n in ("fc1", "fc10", "head")]
+
+
+def test_names_mean_one_layer_and_patterns_what_begins_with_them() -> None:
+    two = DEQuantConfig(bits=2, codebook="kmeans")
+    base = DEQuantConfig(bits=3, codebook="kmeans")
+    assert bits_of(copy.deepcopy(base).set_local("fc1", two)) == [4, 8, 8]
+    assert bits_of(copy.deepcopy(base).set_local("fc.", two)) == [4, 4, 8]
+    assert bits_of(copy.deepcopy(base).set_local(["fc1", "head"], two)) == [4, 8, 4]
+    assert bits_of(copy.deepcopy(base).set_local(nn.Linear, two).set_local("fc1", base)) == [8, 4, 4]
+    assert bits_of(copy.deepcopy(base).set_local("fc1", base).set_local("fc.*", two)) == [4, 4, 8]
+    assert bits_of(DEQuantConfig(bits=2, codebook="kmeans", white_list=["fc1"])) == [4, 256, 64]
+    assert bits_of(DEQuantConfig(bits=3, codebook="kmeans", bits_per_layer={"fc1": 2})) == [4, 8, 8]
+    assert bits_of(copy.deepcopy(base).set_local("head", DEQuantConfig(dtype="fp32"))) == [8, 8, 64]
+    only = DEQuantConfig(white_list=None, codebook="kmeans", bits_per_layer={"head": 2})
+    assert bits_of(only) == [192, 256, 4]
+
+
+def test_a_config_of_another_algorithm_is_no_local_one() -> None:
+    with pytest.raises(ArgumentError, match="expected a DEQuantConfig; add configs"):
+        DEQuantConfig().set_local("fc1", RTNConfig())
+
+
+def test_what_concerns_the_whole_network_may_stand_anywhere_but_not_differently() -> None:
+    model, x = made("mlp")
+    inside = DEQuantConfig(bits=2).set_local("fc1", DEQuantConfig(bits=2, batches=x))
+    outside = DEQuantConfig(bits=2, batches=x).set_local("fc1", DEQuantConfig(bits=2))
+    assert torch.equal(quantize(copy.deepcopy(model), inside)(x), quantize(copy.deepcopy(model), outside)(x))
+    both = DEQuantConfig(bits=2, batches=x).set_local("fc1", DEQuantConfig(batches=x.clone()))
+    with pytest.raises(ArgumentError, match="batches: two different ones"):
+        quantize(model, both)
+
+
+def test_dicts_and_files_bring_a_config_back(tmp_path: Path) -> None:
+    config = DEQuantConfig(bits=3, codebook="power", biases=6)
+    config.set_local("fc1", DEQuantConfig(bits=2))
+    assert DEQuantConfig.from_dict(config.to_dict()) == config
+    config.to_json_file(str(tmp_path / "config.json"))
+    assert DEQuantConfig.from_json_file(str(tmp_path / "config.json")) == config
+    single = DEQuantConfig(bits=5)
+    assert DEQuantConfig.from_dict(single.to_dict()) == single
+    assert single != config
+    assert single != RTNConfig()
+    with pytest.raises(ArgumentError, match="'lokal'"):
+        DEQuantConfig.from_dict({"global": {"bits": 3}, "lokal": {}})
+    assert "batches" not in DEQuantConfig(batches=torch.zeros(2, 2)).to_dict()
+    assert "DEQuantConfig" in repr(single)
+
+
+def test_copies_share_data_and_changes_are_checked() -> None:
+    x = torch.randn(4, 12)
+    config = DEQuantConfig(bits=3, batches=x, teacher=mlp())
+    twin = copy.deepcopy(config)
+    assert twin == config
+    assert twin.batches is x
+    assert twin.teacher is config.teacher
+    twin.bits = 2
+    assert twin.global_config.bits == 2
+    assert config.bits == 3
+    assert twin != config
+    with pytest.raises(ArgumentError, match="bits=9"):
+        twin.bits = 9
+
+
+def test_the_mapping_is_by_layer_in_order() -> None:
+    model = cnn()
+    config = DEQuantConfig(bits=3)
+    info = config.get_model_info(model)
+    assert info == [("0", "Conv2d"), ("3", "Conv2d"), ("6", "Linear"), ("8", "Linear")]
+    assert list(config.to_config_mapping(model_info=info)) == info
+    DEQuantConfig.register_supported_configs()
+    assert nn.Conv2d in DEQuantConfig.supported_configs[0].operators

@@ -1,0 +1,320 @@
+"""The tuner: the cheapest within tolerance, every trial kept, none twice, none lost."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from de_plugin.errors import ArgumentError, CheckpointError, SelectionError
+from de_plugin.prune.recover import Distillation
+from tests.adapters.neural_compressor.networks import cnn, made, mlp, unchanged, values
+
+from de_plugin.adapters.neural_compressor import DEQuantConfig, DETuner, Trial, agreement, tune  # isort: skip
+from de_plugin.adapters.neural_compressor.trials import Tolerance, key_of  # isort: skip
+from neural_compressor.torch.quantization import TuningConfig, autotune, quantize  # isort: skip
+
+
+def score(model: nn.Module, x: Tensor) -> Callable[[nn.Module], float]:
+    return agreement(model, x)
+
+
+@pytest.mark.parametrize("name", ["cnn", "mlp", "transformer", "conv1d", "tied"])
+@pytest.mark.parametrize("data", [True, False])
+def test_the_cheapest_within_tolerance_is_returned(name: str, data: bool) -> None:
+    model, x = made(name)
+    before = values(model)
+    found = tune(model, score(model, x), tolerable_loss=0.02, max_trials=12, batches=x if data else None)
+    assert unchanged(model, before)
+    assert found.ok
+    passing = [t for t in found.trials if t.ok]
+    assert found.trial.bytes == min(t.bytes for t in passing)
+    assert name == "tied" or found.trial.bytes < max(t.bytes for t in passing)
+    assert score(model, x)(found.model) == pytest.approx(found.trial.score)
+    assert found.trial.loss <= 0.02
+    assert len({key_of(t.choices) for t in found.trials}) == len(found.trials) <= 12
+    again = quantize(copy.deepcopy(model), found.config)
+    assert unchanged(again, values(found.model))
+
+
+def test_mixed_bits_beat_the_same_bits_for_all() -> None:
+    model, x = made("cnn")
+    evaluate = score(model, x)
+    tolerated = 0.001
+    found = tune(model, evaluate, batches=x, tolerable_loss=tolerated, max_trials=16, cheapest="bits")
+    uniform = [
+        bits
+        for bits in range(2, 9)
+        if 1 - evaluate(quantize(copy.deepcopy(model), DEQuantConfig(bits=bits, batches=x))) <= tolerated
+    ]
+    assert found.trial.mean_bits < min(uniform)
+    assert len(set(found.trial.bits.values())) > 1
+
+
+def test_the_file_has_the_bytes_of_the_trial(tmp_path: Path) -> None:
+    model, x = made("cnn")
+    found = tune(model, score(model, x), batches=x, max_trials=5, tolerable_loss=0.05)
+    assert found.save(tmp_path / "net.de.safetensors").file_bytes == found.trial.bytes
+
+
+@pytest.mark.parametrize("data", [True, False])
+def test_the_same_seed_gives_the_same_trials(data: bool) -> None:
+    model, x = made("cnn")
+
+    def trials(seed: int) -> list[Any]:
+        batches = x if data else None
+        found = tune(model, score(model, x), batches=batches, max_trials=12, tolerable_loss=0.01, seed=seed)
+        return [(t.choices, t.score, t.bytes) for t in found.trials]
+
+    assert trials(1) == trials(1)
+    assert not data or trials(1) != trials(2)
+
+
+def test_a_trial_that_raises_has_failed_and_the_search_goes_on() -> None:
+    model, x = made("mlp")
+    evaluate, calls = score(model, x), []
+
+    def moody(network: nn.Module) -> float:
+        calls.append(1)
+        if len(calls) % 3 == 0:
+            raise RuntimeError("out of luck")
+        if len(calls) % 5 == 0:
+            return math.nan
+        return evaluate(network)
+
+    found = tune(model, moody, batches=x, max_trials=12, tolerable_loss=0.05)
+    failed = [t for t in found.trials if t.error is not None]
+    assert {t.error for t in failed} == {
+        "RuntimeError: out of luck",
+        "ArgumentError: eval_fn: returned nan, expected a finite number",
+    }
+    assert not any(t.ok for t in failed)
+    assert found.ok
+
+    def broken(network: nn.Module) -> float:
+        if len(network.get_parameter("fc1.weight").unique()) < 192:
+            raise ValueError("always")
+        return 1.0
+
+    lost = tune(model, broken, max_trials=4)
+    assert not lost.ok
+    assert "every trial failed, the first with ValueError: always" in lost.advice
+
+
+def test_nothing_within_tolerance_still_gives_the_best() -> None:
+    model, x = made("mlp")
+    found = tune(model, score(model, x), batches=x, max_trials=5, tolerable_loss=-0.5)
+    assert not found.ok
+    assert found.trial.loss == min(t.loss for t in found.trials)
+    assert "no trial is within tolerance" in found.advice
+
+
+@pytest.mark.parametrize("baseline", [0.0, 3.0])
+def test_losses_go_down_and_a_baseline_of_zero_is_absolute(baseline: float) -> None:
+    model, x = made("mlp")
+    with torch.no_grad():
+        teacher = model(x)
+
+    def loss(network: nn.Module) -> float:
+        return baseline + float((network(x) - teacher).square().mean().detach())
+
+    four = quantize(copy.deepcopy(model), DEQuantConfig(bits=4, codebook="uniform"))
+    tolerated = (loss(four) - baseline) / (baseline or 1.0)
+    found = tune(model, loss, batches=x, higher_is_better=False, tolerable_loss=tolerated, max_trials=10)
+    assert found.ok
+    assert found.baseline == baseline
+    assert found.trial.score <= baseline + tolerated * (baseline or 1.0)
+    assert any(t.score > found.trial.score for t in found.trials)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.floats(-10, 10), st.floats(-10, 10), st.floats(0, 1), st.booleans(), st.floats(0.001, 5))
+def test_tolerance_is_relative_and_one_sided(
+    baseline: float, score_: float, tolerance: float, higher: bool, scale: float
+) -> None:
+    rule = Tolerance(tolerance, higher)
+    assert rule.accepts(rule.loss(baseline, baseline))
+    better = baseline + 1 if higher else baseline - 1
+    assert rule.loss(better, baseline) < 0
+    mirrored = Tolerance(tolerance, not higher)
+    assert mirrored.loss(-score_, -baseline) == rule.loss(score_, baseline)
+    if abs(baseline) > 0.01:
+        assert rule.loss(scale * score_, scale * baseline) == pytest.approx(rule.loss(score_, baseline))
+
+
+def test_a_search_goes_on_where_it_was_and_evaluates_nothing_again(tmp_path: Path) -> None:
+    model, x = made("mlp")
+    evaluate, calls = score(model, x), []
+    path = tmp_path / "trials.json"
+
+    def counted(network: nn.Module) -> float:
+        calls.append(1)
+        return evaluate(network)
+
+    def interrupted(network: nn.Module) -> float:
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return counted(network)
+
+    options: dict[str, Any] = {"batches": x, "tolerable_loss": 0.02, "checkpoint": path, "max_trials": 10}
+    before = values(model)
+    with pytest.raises(KeyboardInterrupt):
+        tune(model, interrupted, **options)
+    assert unchanged(model, before)
+    assert len(json.loads(path.read_text())["trials"]) == 4
+    resumed = tune(model, counted, **options)
+    whole = tune(model, evaluate, **{**options, "checkpoint": None})
+    assert len(calls) == 1 + len(whole.trials)
+    assert [t.choices for t in resumed.trials] == [t.choices for t in whole.trials]
+    assert unchanged(resumed.model, values(whole.model))
+    again = tune(model, counted, **options)
+    assert len(calls) == 1 + len(whole.trials)
+    assert again.trial.score == resumed.trial.score
+    assert unchanged(again.model, values(whole.model))
+
+
+def test_checkpoints_of_others_and_damaged_ones_are_refused(tmp_path: Path) -> None:
+    model, x = made("mlp")
+    path = tmp_path / "trials.json"
+    tune(model, score(model, x), max_trials=2, checkpoint=path)
+    other, y = made("cnn")
+    with pytest.raises(CheckpointError, match="its model is"):
+        tune(other, score(other, y), max_trials=2, checkpoint=path)
+    path.write_text(path.read_text()[:-30])
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        tune(model, score(model, x), max_trials=2, checkpoint=path)
+
+
+def test_the_winner_is_not_quantized_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    from de_plugin.quantize.kmeans import KMeans
+
+    model, x = made("mlp")
+    tuner = DETuner(model, DEQuantConfig(bits=[2, 3, 4], codebook="kmeans"), batches=x, max_trials=6)
+    tuner.run(score(model, x))
+    monkeypatch.setattr(KMeans, "fit", lambda *_: pytest.fail("fitted again"))
+    assert tuner.result().ok
+
+
+def test_configs_say_what_is_allowed() -> None:
+    model, x = made("cnn")
+    narrow = DEQuantConfig(bits=[3, 4], codebook="kmeans", white_list=[nn.Conv2d])
+    found = tune(model, score(model, x), narrow, max_trials=6, tolerable_loss=0.5)
+    assert set(found.trial.bits) == {"0", "3"}
+    assert set(found.trial.bits.values()) <= {3, 4}
+    fixed = DEQuantConfig(bits=[2, 3], bits_per_layer={"6": 8}).set_local("8", DEQuantConfig(dtype="fp32"))
+    found = tune(model, score(model, x), fixed, max_trials=6, tolerable_loss=0.5)
+    assert found.trial.bits["6"] == 8
+    assert "8" not in found.trial.bits
+    several = [DEQuantConfig(bits=4, codebook="kmeans"), DEQuantConfig(bits=2, granularity="channel")]
+    found = tune(model, score(model, x), several, max_trials=8, tolerable_loss=0.5)
+    assert {(c.bits, c.granularity) for t in found.trials for c in t.choices.values()} <= {
+        (4, "tensor"),
+        (2, "channel"),
+    }
+
+
+def test_recovery_is_part_of_a_trial(tmp_path: Path) -> None:
+    model, x = made("cnn")
+    config = DEQuantConfig(bits=[2, 3], batches=x, recovery=Distillation(steps=30), biases=6)
+    found = tune(model, score(model, x), config, max_trials=3, tolerable_loss=0.1)
+    assert found.ok
+    assert found.save(tmp_path / "net.de.safetensors").file_bytes == found.trial.bytes
+    assert unchanged(quantize(copy.deepcopy(model), found.config), values(found.model))
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "message"),
+    [
+        ({"max_trials": 0}, ArgumentError, "max_trials=0"),
+        ({"tolerable_loss": math.nan}, ArgumentError, "tolerable_loss=nan"),
+        ({"cheapest": "seconds"}, ArgumentError, "cheapest='seconds'"),
+        ({"higher_is_better": "yes"}, ArgumentError, "higher_is_better='yes'"),
+        ({"configs": []}, ArgumentError, r"configs=\[\]"),
+        ({"configs": DEQuantConfig(white_list=["fc9"])}, SelectionError, "'fc9' is none"),
+    ],
+)
+def test_arguments_are_checked_at_once(options: dict[str, Any], kind: type[Exception], message: str) -> None:
+    with pytest.raises(kind, match=message):
+        DETuner(mlp(), **options)
+    with pytest.raises(ArgumentError, match="nothing was tried yet"):
+        DETuner(mlp()).result()
+    with pytest.raises(ArgumentError, match="eval_fn: returned None"):
+        tune(mlp(), lambda m: None)
+
+
+# -- inside the host ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cheapest", ["bytes", "bits"])
+def test_the_hosts_autotune_is_led_to_the_same_result(cheapest: str, tmp_path: Path) -> None:
+    model, x = made("mlp")
+    evaluate = score(model, x)
+    options: dict[str, Any] = {
+        "batches": x,
+        "tolerable_loss": 0.02,
+        "max_trials": 9,
+        "cheapest": cheapest,
+    }
+    alone = tune(model, evaluate, **options)
+    tuner = DETuner(model, **options, checkpoint=tmp_path / "trials.json")
+    found = autotune(model, tuner.tuning_config, tuner.eval_fn(evaluate))
+    assert [t.choices for t in tuner.trials] == [t.choices for t in alone.trials]
+    assert unchanged(found, values(alone.model))
+    assert unchanged(tuner.result().model, values(alone.model))
+    found.save(str(tmp_path / "out"))
+
+
+def test_the_hosts_loop_survives_trials_that_raise_and_ends_early() -> None:
+    model, x = made("mlp")
+    evaluate, calls = score(model, x), []
+
+    def moody(network: nn.Module, factor: float) -> float:
+        calls.append(1)
+        if len(calls) == 3:
+            raise RuntimeError("out of luck")
+        return factor * evaluate(network)
+
+    tuner = DETuner(model, DEQuantConfig(bits=[3, 4], codebook="kmeans"), tolerable_loss=0.5, max_trials=99)
+    found = autotune(model, tuner.tuning_config, tuner.eval_fn(moody), eval_args=(2.0,))
+    assert 1 < len(tuner.trials) < 99
+    assert [t.error for t in tuner.trials].count("RuntimeError: out of luck") == 1
+    assert tuner.baseline == pytest.approx(2.0)
+    assert unchanged(found, values(tuner.result().model))
+
+
+def test_the_plain_autotune_of_the_host() -> None:
+    model, x = made("cnn")
+    evaluate = score(model, x)
+    scores: list[float] = []
+
+    def kept(network: nn.Module) -> float:
+        scores.append(evaluate(network))
+        return scores[-1]
+
+    configs = [DEQuantConfig(bits=[2, 3, 8], batches=x), DEQuantConfig(bits=2, granularity="channel")]
+    found = autotune(model, TuningConfig(configs, tolerable_loss=0.01), kept)
+    assert len(scores) <= 4
+    assert evaluate(found) == pytest.approx(max(scores[1:]))
+    assert scores[-1] >= 0.99
+
+
+def test_trials_are_plain_data() -> None:
+    model, x = made("mlp")
+    found = tune(model, score(model, x), max_trials=2)
+    for trial in found.trials:
+        assert isinstance(trial, Trial)
+        assert json.loads(json.dumps(trial.to_dict()))["choices"]["fc1"]["bits"] == trial.bits["fc1"]
+    assert found.trials[0].mean_bits == pytest.approx(
+        sum(cnn_bits * n for cnn_bits, n in zip(found.trials[0].bits.values(), (192, 256, 64), strict=True))
+        / 512
+    )
+    assert cnn() is not None

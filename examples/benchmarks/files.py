@@ -45,12 +45,13 @@ TARGETS = {"lenet300": 8500, "lenet5": 2800}
 
 def options(recipe: str) -> dict[str, Any]:
     """Return what a recipe gives to `de_plugin.compress`."""
-    search = RateSearch(generations=6, population=8)
     if recipe == "post-training":
+        search = RateSearch(generations=3, population=6)
         return {
             "pruning": {"schedule": Schedule(5, start=0.5), "recovery": "obs"},
             "quantizing": {"search": search, "rounding": "compensated", "codebooks": ()},
         }
+    search = RateSearch(generations=6, population=8)
     between = Distillation(steps=500, lr=2e-3, labels=0.5, batch_size=128, validate_every=250)
     last = replace(between, steps=16000, lr=3e-3, validate_every=400)
     brief = DirectedEvolution(population=12, generations=1, samples=1000, swaps=Swaps(rounds=0))
@@ -72,7 +73,7 @@ def options(recipe: str) -> dict[str, Any]:
 def steps_of(recipe: str) -> int:
     """Return the gradient steps of a recipe: between cycles, at their end, and after the levels, twice."""
     given = options(recipe)
-    pruning, levels = given["pruning"], given["quantizing"]["recovery"]
+    pruning, levels = given["pruning"], given["quantizing"].get("recovery")
     if not isinstance(levels, Distillation):
         return 0
     between = pruning["schedule"].cycles * pruning["recovery"].steps

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from de_plugin.assess.batches import Batch
 from de_plugin.assess.capture import Call, observe
+from de_plugin.assess.divergence import wide
 from de_plugin.assess.guard import check_counts
 from de_plugin.encode.quantized import Quantized
 from de_plugin.errors import ArgumentError
@@ -156,23 +157,30 @@ class CompensatedRates(Rates):
             scale: octaves by which all steps are larger.
             biases: those that nothing is measured of keep these.
         """
+        return self.ruled({n: self.rule(n, genome, scale) for n in range(len(self.survivors))}, biases)
+
+    def ruled(self, rules: Mapping[int, EntropyConstrained], biases: Quantization) -> dict[str, Quantized]:
+        """Return the levels of some weights, and the biases moved to where the mean errors vanish.
+
+        Args:
+            rules: step, price and largest number of levels by weight; other weights stay as they are.
+            biases: those that nothing is measured of keep these.
+        """
         student = self.student
-        seen = {number for number, _ in self.aims}
+        seen = {number for number, _ in self.aims} & set(rules)
         found: dict[str, Quantized] = dict(biases)
-        for n, part in enumerate(student.parts):
-            if n not in seen:
-                found[part.name] = student.exact(part, self.rule(n, genome, scale).of(self.survivors[n]))
+        for n in sorted(set(rules) - seen):
+            part = student.parts[n]
+            found[part.name] = student.exact(part, rules[n].of(self.survivors[n]))
         symbols = {n: torch.zeros(self._shape(n), dtype=torch.int32) for n in seen}
         done: set[_Rows] = set()
 
         def visit(call: Call) -> None:
-            for rows, design in self._uses(call):
+            for rows, design in self._uses(call) if call.layer in seen else ():
                 key = (call.layer, rows.start)
                 if key not in done:
                     done.add(key)
-                    rule = self.rule(call.layer, genome, scale)
-                    step, price = float(rule.step or 0.0), self._price(call.layer, rule)
-                    symbols[call.layer][rows] = self._fitted(call.layer, rows, design, step, price)
+                    symbols[call.layer][rows] = self._fitted(call.layer, rows, design, rules[call.layer])
 
         problem = student.problem
         with self._restored(), problem.units.zeroed(problem.kept):
@@ -180,8 +188,40 @@ class CompensatedRates(Rates):
             observe(problem, [self.batch] if self.batch is not None else [], visit)
             found |= student.quantized_biases()
         for n in sorted(seen):
-            step = float(self.rule(n, genome, scale).step or 0.0)
+            step = float(rules[n].step or 0.0)
             found[student.parts[n].name] = self._levels(n, symbols[n], step)
+        return found
+
+    def limited(self, wanted: Mapping[int, Collection[int]]) -> dict[tuple[int, int], float]:
+        """Return the steps of least error of layers whose symbols are limited, all others without levels.
+
+        Args:
+            wanted: the largest symbols by weight.
+
+        Returns:
+            By weight and largest symbol; weights that nothing is measured of are left out.
+        """
+        parts, found = self.student.parts, dict[tuple[int, int], float]()
+        forms: dict[int, dict[int, tuple[Quadratic, Tensor]]] = {}
+
+        def visit(call: Call) -> None:
+            number = call.layer
+            mine = forms.setdefault(number, {})
+            expected = sum(n == number for n, _ in self.aims)
+            if number not in wanted or len(mine) == expected:
+                return
+            for rows, design in self._uses(call):
+                mine.setdefault(rows.start, self._form(number, rows, design)[:2])
+            if len(mine) == expected:
+                for limit in wanted[number]:
+                    uniform = Uniform(levels=2 * limit + 1).steps(self.survivors[number])
+                    start = float(uniform.mean()) or _size(parts[number].weight)
+                    found[number, limit] = best_step(list(mine.values()), start, limit)
+                mine.update(dict.fromkeys(mine, next(iter(mine.values()))))
+
+        problem = self.student.problem
+        with problem.units.zeroed(problem.kept):
+            observe(problem, [self.batch] if self.batch is not None else [], visit)
         return found
 
     # -- one layer -------------------------------------------------------------------------------
@@ -211,8 +251,8 @@ class CompensatedRates(Rates):
             key = (call.layer, rows.start)
             if key in self.aims:
                 continue
-            inputs = inputs.to(weight.dtype)
-            self.aims[key] = inputs @ weight[rows].T
+            inputs, own = wide(inputs), wide(weight[rows])
+            self.aims[key] = inputs @ own.T
             energy = float(inputs.double().square().mean())
             if importance is None:
                 cost = torch.ones(rows.stop - rows.start)
@@ -224,14 +264,13 @@ class CompensatedRates(Rates):
         """Give levels to some rows of a layer, in the model as well, and return their symbols, int32."""
         layer = self.student.problem.units.layers[number]
         part = self.student.parts[number]
-        aims = self.aims[number, rows.start].double()
-        inputs = inputs.double()
+        aims = self.aims[number, rows.start]
+        inputs = inputs.to(aims.dtype)
         bias = self._bias(number)
         mean_x, mean_y = inputs.mean(0), aims.mean(0)
+        if bias is not None:  # it takes what is constant
+            inputs, aims = inputs - mean_x, aims - mean_y
         gram, cross = inputs.T @ inputs / len(inputs), aims.T @ inputs / len(inputs)
-        if bias is not None:
-            gram = gram - torch.outer(mean_x, mean_x)
-            cross = cross - torch.outer(mean_y, mean_x)
         live = layer.canonical(layer.parameter.detach()).flatten(1).clone()
         kept = layer.canonical(part.kept).flatten(1)[rows].to(live.device)
         cost = self.costs[number, rows.start].to(live.device)
@@ -240,8 +279,7 @@ class CompensatedRates(Rates):
         live[rows] = symbols.to(live.dtype) * step
         layer.parameter.data.copy_(layer.native(live.reshape(layer.shape)))
         if bias is not None:
-            shift = mean_y - live[rows].double() @ mean_x
-            bias.data[rows] += shift.to(bias.dtype)
+            bias.data[rows] += (mean_y - live[rows].to(mean_x.dtype) @ mean_x).to(bias.dtype)
         return symbols.cpu()
 
     def _bias(self, number: int) -> nn.Parameter | None:

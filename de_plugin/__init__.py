@@ -27,6 +27,7 @@ from de_plugin.assess import (
     Units,
     Weight,
 )
+from de_plugin.compare import Comparison, compare
 from de_plugin.criteria import (
     OBS,
     Activation,
@@ -71,6 +72,7 @@ __all__ = [
     "Block",
     "Budget",
     "Channel",
+    "Comparison",
     "Compression",
     "Cosine",
     "Criterion",
@@ -102,6 +104,7 @@ __all__ = [
     "bake",
     "blend",
     "codebook",
+    "compare",
     "compress",
     "criterion",
     "describe",

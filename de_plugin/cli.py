@@ -1,4 +1,4 @@
-"""`de-plugin` on the command line: prune a model, list the criteria, and what `filing` adds."""
+"""`de-plugin` on the command line: prune a model, list the criteria, and what other modules add."""
 
 import json
 import os
@@ -27,6 +27,7 @@ def _build(rank: int = 0) -> Any:
         ) from error
 
     import de_plugin
+    from de_plugin.compare.command import add as add_comparing
     from de_plugin.extensions import extended
     from de_plugin.filing import add
     from de_plugin.prune import Budget
@@ -160,6 +161,7 @@ def _build(rank: int = 0) -> Any:
         Console().print(table)
 
     add(app, rank)
+    add_comparing(app, rank)
     return app
 
 

@@ -1,0 +1,103 @@
+"""What hosts offer: found by entry point, asked by name, and each of their methods leaves equal sizes."""
+
+from __future__ import annotations
+
+import warnings
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from de_plugin import compare
+from de_plugin.compare import Host, hosts
+from de_plugin.compare.hosts import GROUP, found
+from de_plugin.errors import ArgumentError, MissingDependencyError
+from tests.compare.small import BROKEN, ZEROING, data, network
+
+ROOT = Path(__file__).parents[2]
+VALUES = {
+    "nni": "de_plugin.adapters.nni.comparing:host",
+    "torch-pruning": "de_plugin.adapters.torch_pruning.comparing:host",
+}
+
+
+def mine() -> Host:
+    return Host("mine", {"mine": "1.0"}, (ZEROING, BROKEN), ("mine: is made for tests",))
+
+
+def no_host() -> str:
+    return "mine"
+
+
+def offered(monkeypatch: pytest.MonkeyPatch, **values: str) -> None:
+    entries = [EntryPoint(name.replace("_", "-"), value, GROUP) for name, value in values.items()]
+    monkeypatch.setattr(hosts, "entry_points", lambda group: entries if group == GROUP else [])
+
+
+def test_entry_points_are_those_of_the_package() -> None:
+    text = (ROOT / "pyproject.toml").read_text()
+    section = text.split(f'[project.entry-points."{GROUP}"]')[1].split("\n[")[0]
+    assert all(f'{name} = "{value}"' in section for name, value in VALUES.items())
+
+
+def test_a_host_of_ones_own_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    offered(monkeypatch, mine=f"{__name__}:mine")
+    result = compare(network(), data(), methods=["mine:*", "magnitude"], sparsities=(0.5,))
+    assert [(r.host, r.method, r.failed) for r in result.rows] == [
+        ("de_plugin", "magnitude", False),
+        ("mine", "zeroing", False),
+        ("mine", "broken", True),
+    ]
+    assert result.versions["mine"] == "1.0"
+    assert "mine: is made for tests" in result.notes
+    assert result.settings.hosts == ("de_plugin", "torch", "mine")
+
+
+def test_a_host_that_is_not_installed_is_told_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    offered(monkeypatch, no_such="no_such_module_anywhere:host", odd=f"{__name__}:no_host")
+    known, missing = found(None)
+    assert [h.name for h in known] == ["de_plugin", "torch"]
+    assert missing[0].startswith("no-such: left out, MissingDependencyError: hosts: no-such needs")
+    assert "pip install 'de_plugin[no-such]'" in missing[0]
+    with pytest.raises(MissingDependencyError, match="no-such needs no_such_module_anywhere"):
+        found(["no-such"])
+    with pytest.raises(ArgumentError, match="expected a Host"):
+        found(["odd"])
+    with pytest.raises(ArgumentError, match="'nny' is none; there are no-such, odd"):
+        found(["nny"])
+    with pytest.raises(ArgumentError, match="is named twice"):
+        found(["odd", "odd"])
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "failing"), [("torch-pruning", "torch_pruning", {"obdc"}), ("nni", "nni", set())]
+)
+def test_every_method_of_a_host_leaves_what_was_asked_for(
+    name: str, module: str, failing: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pytest.importorskip(module)
+        offered(monkeypatch, **{name.replace("-", "_"): VALUES[name]})
+        result: Any = compare(
+            network(),
+            data(),
+            task=("weights", "channels"),
+            hosts=[name],
+            methods=[f"{name}:*"],
+            sparsities=(0.5,),
+            ratios=(0.5,),
+            budget=20,
+            test=data(40, 1),
+        )
+    assert {r.method for r in result.rows if r.failed} <= failing, [r.error for r in result.failed]
+    assert result.versions[name]
+    sized = [r for r in result.rows if r.method not in ("bn scale", "activation", *failing)]
+    assert {r.macs for r in sized if r.task == "channels"} == {16 * 2 * 9 + 32 * 5 + 5 * 3}
+    assert all(r.density == pytest.approx(0.5, abs=0.01) for r in sized)
+    assert all(r.score is not None and r.divergence >= 0 for r in sized)
+    searched = [r for r in result.rows if r.method == "de"]
+    assert searched
+    assert all(r.evaluations >= 20 for r in searched)

@@ -27,6 +27,7 @@ from de_plugin.errors import ArgumentError, FileError, TargetError
 from de_plugin.prune import Report, prune
 from de_plugin.prune.target import check_sparsity
 from de_plugin.quantize import QuantizationReport, quantize
+from de_plugin.quantize.bits import check_rounding
 from de_plugin.quantize.goal import Metric
 
 _NONE: Mapping[str, Any] = MappingProxyType({})
@@ -205,6 +206,7 @@ def compress(
         goal["bits"] = 4
     _check("pruning", pruning, prune, ("model", "batches", "sparsity", "apply", *_SHARED))
     _check("quantizing", quantizing, quantize, ("model", "batches", "teacher", *_GOALS, *_SHARED))
+    check_rounding(quantizing.get("rounding", "nearest"), quantizing.get("recovery"))
     fractions = _fractions(sparsity)
     _check_path(path)
     smallest = goal["bits"] is None and target_bytes is None

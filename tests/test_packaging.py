@@ -55,6 +55,7 @@ def test_public_names_are_sorted_and_unique() -> None:
         "criteria",
         "encode",
         "evolve",
+        "compare",
         "quantize",
         "pipeline",
         "prune",

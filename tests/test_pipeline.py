@@ -190,3 +190,12 @@ def test_without_a_goal_four_bits_are_the_goal(model: nn.Module, images: Tensor)
 def test_a_metric_that_is_no_number_is_refused(model: nn.Module, images: Tensor) -> None:
     with pytest.raises(ArgumentError, match="metric"):
         compress(model, images, sparsity=0.5, max_loss=1.0, metric=lambda _: float("nan"), **QUICK)
+
+
+@pytest.mark.parametrize("options", [{"rounding": "up"}, {"rounding": "compensated", "recovery": "distill"}])
+def test_a_rounding_that_cannot_be_is_refused_before_the_work_begins(options: dict[str, str]) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(8, 8)).eval()
+    stages: list[str] = []
+    with pytest.raises(ArgumentError, match="rounding="):
+        compress(model, torch.randn(64, 8), quantizing=options, progress=lambda s: stages.append(s.name))
+    assert stages == []

@@ -30,7 +30,7 @@ class Head:
         first_class: field of the first class.
         centres: fields of the box's centre, as logits within the place.
         sides: fields of the box's sides, as logarithms or plain numbers.
-        fields: numbers in each prediction.
+        fields: numbers in each prediction; 0: classes are the last of them.
 
     Raises:
         ArgumentError: fields overlap or lie outside.
@@ -85,7 +85,11 @@ class Detector:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be measured."""
-        if not isinstance(self.heads, tuple) or not self.heads:
+        if (
+            not isinstance(self.heads, tuple)
+            or not self.heads
+            or not all(isinstance(h, Head) for h in self.heads)
+        ):
             raise ArgumentError(
                 f"heads={self.heads!r}: expected a tuple of Head(anchors, classes), one an output"
             )
@@ -94,6 +98,11 @@ class Detector:
 
     def __call__(self, student: PyTree, teacher: PyTree, labels: Any = None) -> Tensor:
         """Return the divergence, a 0-dim tensor."""
+        shapes = [[tuple(x.shape) for x in leaves(outputs)] for outputs in (student, teacher)]
+        if shapes[0] != shapes[1]:
+            raise OutputError(
+                f"outputs: the student gives {shapes[0]}, the teacher {shapes[1]}; expected the same"
+            )
         total: Tensor | None = None
         for head, ours, theirs in zip(self.heads, self._read(student), self._read(teacher), strict=True):
             value = self._divergence(head, ours, theirs) / len(theirs)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
@@ -136,8 +137,11 @@ class KL:
 
     def __post_init__(self) -> None:
         """Refuse temperatures that are not positive."""
-        if not (self._temperatures and all(t > 0 and math.isfinite(t) for t in self._temperatures)):
-            raise ArgumentError(f"temperature={self.temperature}: expected a finite number > 0, or several")
+        fine = all(isinstance(t, Real) and t > 0 and math.isfinite(t) for t in self._temperatures)
+        if not (self._temperatures and fine):
+            raise ArgumentError(
+                f"temperature={self.temperature!r}: expected a finite number > 0, or a tuple of several"
+            )
 
     def __call__(self, student: PyTree, teacher: PyTree, labels: Any = None) -> Tensor:
         """Return the mean over samples and positions, in nats."""
@@ -160,24 +164,26 @@ class KL:
         return _mean(parts)
 
     def draw(self, outputs: PyTree, generator: torch.Generator) -> list[Tensor]:
-        """Draw classes from the softmax of each output, at each temperature."""
+        """Draw classes from the softmax of each output; of several temperatures side by side, in front."""
         targets = []
         for x in leaves(outputs):
+            drawn = []
             for t in self._temperatures:
                 p = F.softmax(x / t, self.dim).double().cumsum(self.dim)
                 u = _uniform(p.narrow(self.dim, 0, 1), generator)
                 index = (p < u * p.narrow(self.dim, -1, 1)).sum(self.dim)
-                targets.append(index.clamp(max=x.shape[self.dim] - 1))
+                drawn.append(index.clamp(max=x.shape[self.dim] - 1))
+            targets.append(torch.stack(drawn) if len(drawn) > 1 else drawn[0])
         return targets
 
     def sampled_loss(self, outputs: PyTree, targets: list[Tensor]) -> Tensor:
         """Return the negative log-likelihood of the drawn classes."""
         parts = []
-        drawn = iter(targets)
-        for x in leaves(outputs):
-            for t in self._temperatures:
+        for x, drawn in zip(leaves(outputs), targets, strict=True):
+            classes = drawn if len(self._temperatures) > 1 else drawn[None]
+            for t, y in zip(self._temperatures, classes, strict=True):
                 log_p = F.log_softmax(x / t, self.dim)
-                nll = -log_p.gather(self.dim, next(drawn).unsqueeze(self.dim)).squeeze(self.dim)
+                nll = -log_p.gather(self.dim, y.unsqueeze(self.dim)).squeeze(self.dim)
                 positions = max(1, nll[0].numel() if nll.dim() else 1)
                 parts.append(nll.sum() * (self.curvature / positions) ** 0.5)
         total: Tensor = torch.stack(parts).sum() / len(parts) ** 0.5
@@ -214,8 +220,8 @@ class CalibratedKL(KL):
     """KL as it is, mixed with KL after the student's logits got the scale that fits best.
 
     A network that has lost much is often only too sure or too unsure of the right answers, which one number
-    mends (temperature scaling, Guo et al., arXiv:1706.04599, sec. 4.2). The scale is fitted to each batch,
-    so this is a guide for a search rather than a measure to report.
+    mends (temperature scaling, Guo et al., arXiv:1706.04599, sec. 4.2). The scale is fitted to each output of
+    each batch, so that this is no mean over samples: a guide for a search, not a measure to report.
 
     Args:
         temperature: of both logits, before.

@@ -78,7 +78,7 @@ class Population:
         torch.empty(_BLOCK_BYTES, dtype=torch.uint8)  # freed at once, see there
         self._runs: dict[bytes, Run] = {}
         self._held = 0
-        self._state = -1
+        self._state: tuple[int, Any] = (-1, None)
         self._layers = {id(x.parameter): n for n, x in enumerate(problem.units.layers)}
         self._in_place = False
         self._overwriting: dict[tuple[int, ...], bool] = {}
@@ -240,10 +240,13 @@ class Population:
     # -- the student's own runs ------------------------------------------------------------------
 
     def _forget_if_changed(self) -> None:
-        """Drop the runs of a student that is no more: other units are kept, or weights have changed."""
+        """Drop the runs of a student that is no more, or that another measure was taken of."""
         model = self.problem.model
-        state = fingerprint((*model.parameters(), *model.buffers(), self.problem.kept))
-        if state != self._state:
+        state = (
+            fingerprint((*model.parameters(), *model.buffers(), self.problem.kept)),
+            self.problem.divergence,
+        )
+        if state[0] != self._state[0] or state[1] is not self._state[1]:
             self._state = state
             self._forget()
 

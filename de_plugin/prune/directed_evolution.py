@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
@@ -17,6 +18,7 @@ from de_plugin.assess.problem import Problem
 from de_plugin.criteria import Criterion, criterion, register
 from de_plugin.errors import ArgumentError
 from de_plugin.evolve import Halving, Search, halve
+from de_plugin.prune.recover.moments import joined
 from de_plugin.prune.swap import Swaps, swap
 from de_plugin.types import Mask, Masks, Scores
 
@@ -130,21 +132,25 @@ class DirectedEvolution:
     # -- the cycle -------------------------------------------------------------------------------
 
     def _search(self, problem: Problem, eligible: Mask, count: int, free: Mask) -> tuple[Mask, Tensor]:
+        state = problem.state_of(self)
+        learnt = dict(state.get("centres", {}))
         kept, scores = self._searched(problem, eligible, count, free)
         if not (self.guides and type(problem.divergence) is KL):
             return kept, scores
         values = [float(problem.gate(kept[None])[0])]
-        answers = problem.pool.take(problem.held_back)
-        if values[0] < _MUCH * max(float(problem.divergence.uninformed(x.teacher)) for x in answers):
+        if values[0] < _MUCH * _nothing(problem, problem.divergence):
             return kept, scores
-        found = [(kept, scores)]
+        found, centres = [(kept, scores)], [state["centres"]]
         for guide in GUIDES:
             if problem.out_of_budget():
                 break
+            state["centres"] = dict(learnt)
             with problem.guided(replace(guide, dim=problem.divergence.dim)):
                 found.append(self._searched(problem, eligible, count, free))
+            centres.append(state["centres"])
             values.append(float(problem.gate(found[-1][0][None])[0]))
         chosen = int(np.argmin(values))
+        state["centres"] = centres[chosen]
         problem.events.append({"kind": "guides", "divergence": values, "chosen": chosen})
         return found[chosen]
 
@@ -264,6 +270,14 @@ class DirectedEvolution:
             }
         )
         return masks[best]
+
+
+def _nothing(problem: Problem, measure: KL) -> float:
+    """Return the divergence of a student that gives the mean answer only; infinity where it is unknown."""
+    answers = joined(problem.pool.take(problem.held_back))
+    if len(answers) > 1 or answers[0].size < 2:
+        return math.inf
+    return float(measure.uninformed(answers[0].teacher))
 
 
 def _mask(

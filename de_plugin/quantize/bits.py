@@ -25,7 +25,7 @@ from de_plugin.quantize.goal import Goal, Metric
 from de_plugin.quantize.levels import LevelSearch
 from de_plugin.quantize.report import LayerBits, Point, QuantizationReport
 from de_plugin.quantize.retrain import StraightThrough
-from de_plugin.quantize.rounding import Rounding, compensation
+from de_plugin.quantize.rounding import Compensated, Rounding, compensation
 from de_plugin.quantize.student import Biases, Student
 from de_plugin.quantize.trial import Trial
 from de_plugin.quantize.weighting import Weighting, check_weighting
@@ -85,7 +85,8 @@ def quantize(
         recovery: after levels are chosen: None, "bias", "batchnorm", "levels", "straight-through",
             "distill", objects such as ``Distillation(steps=2000, labels=0.5)``, or a list of these.
         search: how long rates evolve.
-        levels: how long the levels of each layer evolve after that, at a given size; None leaves it out.
+        levels: how long the levels of each layer evolve after that, at a given size, where rounding is
+            "nearest"; None leaves it out.
         budget: bound on evaluations or seconds of the search.
         include: name patterns and module types to quantize; default all prunable weights.
         exclude: name patterns and module types to leave exact.
@@ -110,13 +111,8 @@ def quantize(
     books = _books(codebooks)
     if levels is not None:
         levels.check()
-    how = compensation(rounding)
     steps = level_recoveries(recovery)
-    if how is not None and any(isinstance(x, StraightThrough) for x in steps):
-        raise ArgumentError(
-            f"rounding={rounding!r}, recovery={recovery!r}: training the weights behind the levels would "
-            "undo what compensation has done; use recovery='levels' or rounding='nearest'"
-        )
+    how = check_rounding(rounding, recovery)
     limit = Budget() if budget is None else budget
     if isinstance(model, Problem):
         if batches is not None or teacher is not None:
@@ -150,6 +146,21 @@ def quantize(
         found = search_.run()
         student.write(found.quantization, found.rest)
         return _report(search_, found, start)
+
+
+def check_rounding(rounding: Rounding, recovery: Any) -> Compensated | None:
+    """Return how errors are made good, if they are; see `quantize` for the arguments.
+
+    Raises:
+        ArgumentError: an argument is unknown, or the recovery would undo the rounding.
+    """
+    how = compensation(rounding)
+    if how is not None and any(isinstance(x, StraightThrough) for x in level_recoveries(recovery)):
+        raise ArgumentError(
+            f"rounding={rounding!r}, recovery={recovery!r}: training the weights behind the levels would "
+            "undo what compensation has done; use recovery='levels' or rounding='nearest'"
+        )
+    return how
 
 
 def _checked(metric: Metric, model: nn.Module) -> float:

@@ -8,6 +8,7 @@ with zero among the levels and a rate). Then single levels change wherever error
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +22,7 @@ _BLOCK = 32
 _LARGEST = 1 << 12  # symbols of a step that is far too small
 _CONFIDENCE = 2.0  # zeros' worth of doubt about the density of a row or column
 _EDGE = 1e-4
+_STRIDE, _FAR = 0.25, 2.0  # octaves between two steps that are tried, and from the first at most
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Quadratic:
     """What changing the rows of a layer's weight costs: ``sum of importance_r (w_r H w_r' - 2 w_r c_r')``.
 
     Attributes:
-        gram: H, mean outer product of the inputs ``(inputs, inputs)``, float64, positive definite.
+        gram: H, mean outer product of the inputs ``(inputs, inputs)``, float32, positive definite.
         cross: c, mean product of the aims and the inputs ``(rows, inputs)``, float64.
         importance: what a squared error of each output costs ``(rows,)``, >= 0.
         solution: the best weights without levels ``(rows, inputs)``, float32.
@@ -54,16 +56,30 @@ class Quadratic:
         """
         scale = float(gram.diagonal().mean())
         pull = ridge * scale if scale > 0 else 1.0
-        gram = gram.double() + pull * torch.eye(len(gram), dtype=torch.float64, device=gram.device)
+        gram = gram.to(torch.float64, copy=True)
+        gram.diagonal().add_(pull)
         cross = cross.double() + pull * old.double()
-        lower = torch.linalg.cholesky(gram)
-        solution = torch.cholesky_solve(cross.T, lower).T
-        factor = torch.linalg.cholesky(torch.cholesky_inverse(lower), upper=True)
-        return cls(gram, cross, importance.float(), solution.float(), factor.float())
+        factor = torch.linalg.cholesky(gram)
+        solution = torch.cholesky_solve(cross.T, factor).T
+        factor = torch.linalg.cholesky(torch.cholesky_inverse(factor), upper=True)
+        return cls(gram.float(), cross, importance.float(), solution.float(), factor.float())
+
+    def error(self, values: Tensor) -> float:
+        """Return by how much some weights ``(rows, inputs)`` cost more than the best ones."""
+        away = values.double() - self.solution.double()
+        weighted = self.importance.double()[:, None] * (away @ self.gram.double()) * away
+        return float(weighted.sum())
 
 
 def compensated(
-    form: Quadratic, kept: Tensor, step: float, price: float, *, rounds: int = 1, sweeps: int = 6
+    form: Quadratic,
+    kept: Tensor,
+    step: float,
+    price: float,
+    *,
+    rounds: int = 1,
+    sweeps: int = 6,
+    limit: int | None = None,
 ) -> Tensor:
     """Return symbols whose multiples of the step cost least, bits included.
 
@@ -74,15 +90,41 @@ def compensated(
         price: of a bit, in the unit of ``form``, >= 0.
         rounds: of the pass over all columns; each knows the bits of the one before.
         sweeps: at most so many times single symbols change afterwards.
+        limit: the largest symbol, >= 1; None: as large as the step needs.
 
     Returns:
         int32 ``(rows, inputs)``, on the CPU.
     """
+    largest = _LARGEST if limit is None else limit
     layer = _Layer.of(form, kept, step)
-    symbols = np.clip(np.rint(layer.solution), -_LARGEST, _LARGEST) * layer.kept
+    symbols = np.clip(np.rint(layer.solution), -largest, largest) * layer.kept
     for _ in range(rounds):
-        symbols = _passed(layer, _Bits.of(symbols, price))
-    return torch.from_numpy(_settled(layer, symbols, price, sweeps).T.astype(np.int32))
+        symbols = _passed(layer, _Bits.of(symbols, price, largest))
+    return torch.from_numpy(_settled(layer, symbols, price, sweeps, largest).T.astype(np.int32))
+
+
+def best_step(forms: Sequence[tuple[Quadratic, Tensor]], start: float, limit: int) -> float:
+    """Return the step of least error near another, for a layer whose symbols are limited.
+
+    Args:
+        forms: the cost of errors of the layer's rows, and which of their weights are not pruned.
+        start: where the search begins, > 0.
+        limit: the largest symbol.
+    """
+
+    def error(octaves: float) -> float:
+        step = start * 2.0**octaves
+        found = ((f, compensated(f, kept, step, 0.0, sweeps=0, limit=limit)) for f, kept in forms)
+        return float(sum(f.error(symbols.to(f.solution.device) * step) for f, symbols in found))
+
+    best, least = 0.0, error(0.0)
+    for way in (-_STRIDE, _STRIDE):
+        begun = best
+        while abs(best + way) <= _FAR and (now := error(best + way)) < least:
+            best, least = best + way, now
+        if best != begun:
+            break
+    return float(start * 2.0**best)
 
 
 @dataclass(frozen=True)
@@ -139,26 +181,29 @@ class _Bits:
     limit: int
 
     @classmethod
-    def of(cls, symbols: _Floats, price: float) -> _Bits:
+    def of(cls, symbols: _Floats, price: float, largest: int) -> _Bits:
         alive = symbols != 0
         mean = float(np.clip(alive.mean(), _EDGE, 1 - _EDGE))
         odds = _odds(alive, 1, mean)[:, None] + _odds(alive, 0, mean) - np.float32(np.log(mean / (1 - mean)))
         unit = price / np.log(2.0)
-        limit = int(np.abs(symbols).max(initial=0)) + 1
+        limit = min(int(np.abs(symbols).max(initial=0)) + 1, largest)
         counts = np.bincount((symbols[alive] + limit).astype(np.int64), minlength=2 * limit + 1)
         value = -unit * np.log((counts + 0.5) / (counts.sum() + limit))
         value[limit] = 0.0
         empty, place = (unit * np.logaddexp(np.float32(0), x) for x in (odds, -odds))
         return cls(empty.astype(np.float32), place.astype(np.float32), value.astype(np.float32), limit)
 
-    def chosen(self, at: int, wanted: _Floats, curvature: _Floats, kept: _Floats) -> _Floats:
-        """Return the cheapest of an input's nearest symbols, the next ones towards zero, and zero.
+    def chosen(
+        self, at: int, wanted: _Floats, curvature: _Floats, kept: _Floats, now: _Floats | None = None
+    ) -> _Floats:
+        """Return the cheapest of an input's nearest symbols, those next towards zero, zero, and the present.
 
         Args:
             at: the input.
             wanted: in steps ``(rows,)``.
             curvature: cost of a squared step ``(rows,)``.
             kept: 0 where it must be zero ``(rows,)``.
+            now: the present symbols ``(rows,)``, if there are any.
         """
         near = np.clip(np.rint(wanted), -self.limit, self.limit)
         less = near - np.sign(near)
@@ -166,9 +211,13 @@ class _Bits:
         far = curvature * np.square(wanted - near) + self._of(near) + place
         close = curvature * np.square(wanted - less) + self._of(less) + place
         none = curvature * np.square(wanted) + self.empty[at]
-        symbol = np.where(close < far, less, near)
-        symbol *= (np.minimum(close, far) < none) & (kept > 0)
-        return symbol
+        symbol, cost = np.where(close < far, less, near), np.minimum(close, far)
+        symbol *= (cost < none) & (kept > 0)
+        if now is None:
+            return symbol
+        stay = curvature * np.square(wanted - now) + self._of(now)
+        stay += np.where(now == 0, self.empty[at], place)
+        return np.where(stay <= np.minimum(cost, none), now, symbol)
 
     def _of(self, symbols: _Floats) -> _Floats:
         found: _Floats = self.value.take((symbols + self.limit).astype(np.intp))
@@ -199,13 +248,13 @@ def _passed(layer: _Layer, bits: _Bits) -> _Floats:
     return symbols
 
 
-def _settled(layer: _Layer, symbols: _Floats, price: float, sweeps: int) -> _Floats:
+def _settled(layer: _Layer, symbols: _Floats, price: float, sweeps: int, largest: int) -> _Floats:
     """Change single symbols while the cost falls, input by input (coordinate descent)."""
     gram = layer.gram
     diagonal = gram.diagonal()
     slope = gram @ symbols - layer.cross  # half the gradient
     for _ in range(sweeps):
-        bits = _Bits.of(symbols, price)
+        bits = _Bits.of(symbols, price, largest)
         changed = False
         for start in range(0, len(symbols), _BLOCK):
             stop = min(start + _BLOCK, len(symbols))
@@ -213,8 +262,9 @@ def _settled(layer: _Layer, symbols: _Floats, price: float, sweeps: int) -> _Flo
             block = slope[start:stop].copy()
             for at in range(start, stop):
                 wanted = symbols[at] - block[at - start] / diagonal[at]
-                now = bits.chosen(at, wanted, layer.importance * diagonal[at], layer.kept[at])
-                move = now - symbols[at]
+                before = symbols[at].copy()
+                now = bits.chosen(at, wanted, layer.importance * diagonal[at], layer.kept[at], before)
+                move = now - before
                 if move.any():
                     moves[at - start] = move
                     symbols[at] = now

@@ -6,7 +6,7 @@ had without levels: errors are made good instead of adding up (sequential, as in
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,14 +19,20 @@ from de_plugin.assess.batches import Batch
 from de_plugin.assess.capture import Call, observe
 from de_plugin.assess.divergence import wide
 from de_plugin.assess.guard import check_counts
+from de_plugin.assess.problem import Problem
 from de_plugin.encode.quantized import Quantized
 from de_plugin.errors import ArgumentError
 from de_plugin.evolve.search import Genome
 from de_plugin.prune.recover.leastsquares import bias_of
-from de_plugin.quantize.compensate import Quadratic, compensated
+from de_plugin.quantize.compensate import Quadratic, best_step, compensated
 from de_plugin.quantize.entropy import HIGH_RATE, EntropyConstrained
 from de_plugin.quantize.rates import Rates
 from de_plugin.quantize.student import Quantization
+from de_plugin.quantize.uniform import Uniform
+
+_KEY = 24
+_DEAREST = 1e30
+_HARMLESS = 1e-30
 
 _STEP = 1.25
 """First step of a layer, of the root mean square of its weights, pruned ones included."""
@@ -49,11 +55,15 @@ class Compensated:
     Survivors whose bits cost more than they are worth become zero, so this prunes as well.
 
     Attributes:
-        samples: calibration samples that show what the layers' inputs are; all in one forward pass.
+        samples: calibration samples that show what the layers' inputs are; all in one forward pass, and
+            fewer where that would take more memory than `memory`.
         positions: at most so many positions (of images, of sequences) a layer.
         ridge: pull towards the present weights, relative to the inputs' mean square; > 0.
         rounds: passes over all columns of a layer.
         sweeps: over single symbols afterwards, at most.
+        memory: bytes of the layers' inputs in that pass, about.
+        widest: layers of more inputs (times kernel) are rounded to the nearest: a matrix of this size takes
+            ``16 * widest ** 2`` bytes.
 
     Raises:
         ArgumentError: a number is out of range.
@@ -64,10 +74,13 @@ class Compensated:
     ridge: float = 0.03
     rounds: int = 1
     sweeps: int = 6
+    memory: int = 2 << 30
+    widest: int = 8192
 
     def __post_init__(self) -> None:
         """Refuse numbers out of range."""
         check_counts("Compensated", samples=self.samples, positions=self.positions, rounds=self.rounds)
+        check_counts("Compensated", memory=self.memory, widest=self.widest)
         if self.sweeps < 0 or not 0 < self.ridge < float("inf"):
             raise ArgumentError(f"{self}: expected sweeps >= 0 and a finite ridge > 0")
 
@@ -78,6 +91,25 @@ Rounding = Literal["nearest", "compensated"] | Compensated
 def _size(values: Tensor) -> float:
     """Return the root mean square, or 1 where all is zero."""
     return float(values.double().square().mean().sqrt()) or 1.0
+
+
+def _batch(problem: Problem, how: Compensated) -> Batch:
+    """Return calibration samples for one forward pass.
+
+    Raises:
+        ArgumentError: samples differ in shape.
+    """
+    if problem.pool.stacked is None:
+        raise ArgumentError(
+            "rounding='compensated': the samples of the batches differ in shape and cannot be seen in one "
+            "forward pass; pad them alike, or use rounding='nearest'"
+        )
+    sizes: list[int] = []
+    observe(problem, problem.pool.take(problem.search[:1]), lambda call: sizes.append(call.inputs.nbytes))
+    count = min(how.samples, len(problem.search), max(1, how.memory // max(1, 2 * sum(sizes))))
+    order = torch.randperm(len(problem.search), generator=problem.generator(_KEY))
+    [batch] = problem.pool.take(problem.search[order[:count]], count)
+    return batch
 
 
 def compensation(rounding: Rounding) -> Compensated | None:
@@ -104,12 +136,14 @@ class CompensatedRates(Rates):
         batch: the calibration samples.
         aims: by (layer, first row): the products of a use of a layer before it has levels.
         costs: by (layer, first row): what a squared error of each output costs.
+        origins: the biases before they move, by layer.
     """
 
     how: Compensated = field(default_factory=Compensated)
     batch: Batch | None = None
     aims: dict[_Rows, Tensor] = field(default_factory=dict)
     costs: dict[_Rows, Tensor] = field(default_factory=dict)
+    origins: dict[int, Tensor] = field(default_factory=dict)
 
     @classmethod
     def around(cls, rates: Rates, how: Compensated) -> CompensatedRates:
@@ -117,7 +151,7 @@ class CompensatedRates(Rates):
         student = rates.student
         problem = student.problem
         steps = tuple(_STEP * _size(part.weight * part.kept) for part in student.parts)
-        batch = problem.batches(problem.draw(how.samples))[0]
+        batch = _batch(problem, how)
         found = cls(
             student,
             rates.survivors,
@@ -139,14 +173,13 @@ class CompensatedRates(Rates):
         """
         step = float(self.steps[number] * 2.0 ** (_DRIFT * scale + genome[number]))
         gene = float(genome[len(self.survivors) + number])
-        price = self.unit * 2.0 ** (2 * scale + gene) / (step**2 * self.student.parts[number].sensitivity)
-        return EntropyConstrained(step=step, price=price, zeroing=self.zeroing[number])
+        price = self.unit * 2.0 ** (2 * scale + gene) / (step**2 * self._sensitivity(number))
+        return EntropyConstrained(step=step, price=min(price, _DEAREST), zeroing=self.zeroing[number])
 
     @cached_property
     def unit(self) -> float:
         """The price of a bit, in divergence where importance is, at scale zero."""
-        parts = self.student.parts
-        costs = [x**2 * part.sensitivity for x, part in zip(self.steps, parts, strict=True)]
+        costs = [step**2 * self._sensitivity(n) for n, step in enumerate(self.steps)]
         return _PRICE * HIGH_RATE * sum(costs) / len(costs)
 
     def quantization(self, genome: Genome, scale: float, biases: Quantization) -> dict[str, Quantized]:
@@ -167,7 +200,7 @@ class CompensatedRates(Rates):
             biases: those that nothing is measured of keep these.
         """
         student = self.student
-        seen = {number for number, _ in self.aims} & set(rules)
+        seen = self._seen() & set(rules)
         found: dict[str, Quantized] = dict(biases)
         for n in sorted(set(rules) - seen):
             part = student.parts[n]
@@ -178,7 +211,7 @@ class CompensatedRates(Rates):
         def visit(call: Call) -> None:
             for rows, design in self._uses(call) if call.layer in seen else ():
                 key = (call.layer, rows.start)
-                if key not in done:
+                if key not in done and len(self.aims[key]) == len(design):
                     done.add(key)
                     symbols[call.layer][rows] = self._fitted(call.layer, rows, design, rules[call.layer])
 
@@ -186,8 +219,14 @@ class CompensatedRates(Rates):
         with self._restored(), problem.units.zeroed(problem.kept):
             student.write(found)
             observe(problem, [self.batch] if self.batch is not None else [], visit)
+            lost = {number for number, start in self.aims if (number, start) not in done} & seen
+            for n in sorted(lost):  # levels have led the samples elsewhere
+                found[student.parts[n].name] = student.exact(student.parts[n], rules[n].of(self.survivors[n]))
+                bias = self._bias(n)
+                if bias is not None:
+                    bias.data.copy_(self.origins[n])
             found |= student.quantized_biases()
-        for n in sorted(seen):
+        for n in sorted(seen - lost):
             step = float(rules[n].step or 0.0)
             found[student.parts[n].name] = self._levels(n, symbols[n], step)
         return found
@@ -201,23 +240,21 @@ class CompensatedRates(Rates):
         Returns:
             By weight and largest symbol; weights that nothing is measured of are left out.
         """
-        parts, found = self.student.parts, dict[tuple[int, int], float]()
-        forms: dict[int, dict[int, tuple[Quadratic, Tensor]]] = {}
+        found: dict[tuple[int, int], float] = {}
+        forms: dict[int, list[tuple[Quadratic, Tensor]]] = {}
+        left = {key for key in self.aims if key[0] in wanted and key[0] in self._seen()}
 
         def visit(call: Call) -> None:
             number = call.layer
-            mine = forms.setdefault(number, {})
-            expected = sum(n == number for n, _ in self.aims)
-            if number not in wanted or len(mine) == expected:
-                return
-            for rows, design in self._uses(call):
-                mine.setdefault(rows.start, self._form(number, rows, design)[:2])
-            if len(mine) == expected:
+            for rows, design in self._uses(call) if number in wanted else ():
+                if (number, rows.start) in left:
+                    left.remove((number, rows.start))
+                    forms.setdefault(number, []).append(self._form(number, rows, design)[:2])
+            if number in forms and not any(n == number for n, _ in left):
+                mine = forms.pop(number)
                 for limit in wanted[number]:
-                    uniform = Uniform(levels=2 * limit + 1).steps(self.survivors[number])
-                    start = float(uniform.mean()) or _size(parts[number].weight)
-                    found[number, limit] = best_step(list(mine.values()), start, limit)
-                mine.update(dict.fromkeys(mine, next(iter(mine.values()))))
+                    start = float(Uniform(levels=2 * limit + 1).steps(self.survivors[number])[0])
+                    found[number, limit] = best_step(mine, start, limit)
 
         problem = self.student.problem
         with problem.units.zeroed(problem.kept):
@@ -225,6 +262,13 @@ class CompensatedRates(Rates):
         return found
 
     # -- one layer -------------------------------------------------------------------------------
+
+    def _seen(self) -> set[int]:
+        """Return the layers all of whose rows have something to aim at."""
+        rows: dict[int, int] = {}
+        for (number, _), aims in self.aims.items():
+            rows[number] = rows.get(number, 0) + aims.shape[1]
+        return {number for number, count in rows.items() if count == self._shape(number)[0]}
 
     def _shape(self, number: int) -> tuple[int, int]:
         """Return outputs, and inputs times kernel, of a layer."""
@@ -249,10 +293,15 @@ class CompensatedRates(Rates):
         importance = self.student.parts[call.layer].importance
         for rows, inputs in self._uses(call):
             key = (call.layer, rows.start)
-            if key in self.aims:
+            if key in self.aims or layer.aliases:  # what is made good in one of its places harms another
                 continue
+            if len(inputs) == 0 or inputs.shape[1] > self.how.widest:
+                continue
+            bias = self._bias(call.layer)
+            if bias is not None:
+                self.origins.setdefault(call.layer, bias.detach().clone())
             inputs, own = wide(inputs), wide(weight[rows])
-            self.aims[key] = inputs @ own.T
+            self.aims[key] = (inputs @ own.T).cpu()
             energy = float(inputs.double().square().mean())
             if importance is None:
                 cost = torch.ones(rows.stop - rows.start)
@@ -260,27 +309,36 @@ class CompensatedRates(Rates):
                 cost = layer.canonical(importance).flatten(1)[rows].mean(1)
             self.costs[key] = cost / energy if energy > 0 else torch.zeros_like(cost)
 
-    def _fitted(self, number: int, rows: slice, inputs: Tensor, step: float, price: float) -> Tensor:
-        """Give levels to some rows of a layer, in the model as well, and return their symbols, int32."""
+    def _form(self, number: int, rows: slice, inputs: Tensor) -> tuple[Quadratic, Tensor, Tensor, Tensor]:
+        """Return what errors of some rows cost, which weights are left, and means of inputs and aims."""
         layer = self.student.problem.units.layers[number]
-        part = self.student.parts[number]
-        aims = self.aims[number, rows.start]
+        aims = self.aims[number, rows.start].to(inputs.device)
         inputs = inputs.to(aims.dtype)
-        bias = self._bias(number)
         mean_x, mean_y = inputs.mean(0), aims.mean(0)
-        if bias is not None:  # it takes what is constant
+        if self._bias(number) is not None:  # it takes what is constant
             inputs, aims = inputs - mean_x, aims - mean_y
         gram, cross = inputs.T @ inputs / len(inputs), aims.T @ inputs / len(inputs)
-        live = layer.canonical(layer.parameter.detach()).flatten(1).clone()
-        kept = layer.canonical(part.kept).flatten(1)[rows].to(live.device)
+        live = layer.canonical(layer.parameter.detach()).flatten(1)[rows]
+        kept = layer.canonical(self.student.parts[number].kept).flatten(1)[rows].to(live.device)
         cost = self.costs[number, rows.start].to(live.device)
-        form = Quadratic.of(gram, cross, cost, live[rows], self.how.ridge)
-        symbols = compensated(form, kept, step, price, rounds=self.how.rounds, sweeps=self.how.sweeps)
-        live[rows] = symbols.to(live.dtype) * step
+        return Quadratic.of(gram, cross, cost, live, self.how.ridge), kept, mean_x, mean_y
+
+    def _fitted(self, number: int, rows: slice, inputs: Tensor, rule: EntropyConstrained) -> Tensor:
+        """Give levels to some rows of a layer, in the model as well, and return their symbols, int32."""
+        layer = self.student.problem.units.layers[number]
+        form, kept, mean_x, mean_y = self._form(number, rows, inputs)
+        step, price = float(rule.step or 0.0), self._price(number, rule)
+        rounds, sweeps = self.how.rounds, self.how.sweeps
+        limit = None if rule.bits is None and rule.levels is None else (rule.count - 1) // 2
+        symbols = compensated(form, kept, step, price, rounds=rounds, sweeps=sweeps, limit=limit)
+        live = layer.canonical(layer.parameter.detach()).flatten(1).clone()
+        live[rows] = symbols.to(live) * step
         layer.parameter.data.copy_(layer.native(live.reshape(layer.shape)))
+        bias = self._bias(number)
         if bias is not None:
-            bias.data[rows] += (mean_y - live[rows].to(mean_x.dtype) @ mean_x).to(bias.dtype)
-        return symbols.cpu()
+            shift = mean_y - live[rows].to(mean_x.dtype) @ mean_x
+            bias.data[rows] = self.origins[number][rows] + shift.to(bias.dtype)
+        return symbols
 
     def _bias(self, number: int) -> nn.Parameter | None:
         """Return the bias that goes with a layer, where biases get levels and may move."""
@@ -289,8 +347,10 @@ class CompensatedRates(Rates):
 
     def _price(self, number: int, rule: EntropyConstrained) -> float:
         """Return what a bit costs, in divergence where importance is."""
-        part = self.student.parts[number]
-        return rule.price * float(rule.step or 0.0) ** 2 * part.sensitivity
+        return rule.price * float(rule.step or 0.0) ** 2 * self._sensitivity(number)
+
+    def _sensitivity(self, number: int) -> float:
+        return max(self.student.parts[number].sensitivity, _HARMLESS)
 
     def _levels(self, number: int, symbols: Tensor, step: float) -> Quantized:
         layer, part = self.student.problem.units.layers[number], self.student.parts[number]

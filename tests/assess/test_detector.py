@@ -99,6 +99,7 @@ def test_pruning_a_detector() -> None:
 
 
 def test_layouts_that_cannot_be() -> None:
+    wrong: Any = (3,)
     with pytest.raises(ArgumentError, match="don't overlap"):
         Head(3, 80, objectness=0)
     with pytest.raises(ArgumentError, match="fields 0 to 84, expected 0 to 9"):
@@ -111,5 +112,9 @@ def test_layouts_that_cannot_be() -> None:
         Detector(HEADS, boxes=-1)
     with pytest.raises(OutputError, match=r"channels \[16, 8\]"):
         Detector(HEADS)(outputs()[::-1], outputs()[::-1])
+    with pytest.raises(OutputError, match="expected the same"):
+        Detector(HEADS)([x[:1] for x in outputs()], outputs())
+    with pytest.raises(ArgumentError, match="expected a tuple of Head"):
+        Detector(wrong)
     with pytest.raises(OutputError, match="one Head an output"):
         Detector(HEADS)(outputs()[:1], outputs()[:1])

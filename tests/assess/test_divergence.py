@@ -26,6 +26,7 @@ from de_plugin.assess.divergence import (
     divergence,
 )
 from de_plugin.errors import ArgumentError, OutputError
+from de_plugin.testing import check_divergence
 
 NAMES = ["kl", "js", "mse", "cosine"]
 LIMITS = {"js": math.log(2), "cosine": 2.0}
@@ -67,6 +68,14 @@ def test_several_temperatures_are_a_mean(cls: type[KL]) -> None:
         cls((1.0, 0.0))
     with pytest.raises(ArgumentError, match="temperature"):
         cls(())
+
+
+def test_several_temperatures_keep_the_contract() -> None:
+    check_divergence(KL((1.0, 2.0)))
+    wrong: Any
+    for wrong in ([1.0, 2.0], "2", None):
+        with pytest.raises(ArgumentError, match="temperature"):
+            KL(wrong)
 
 
 @settings(max_examples=20, deadline=None)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import de_plugin
 from de_plugin import DirectedEvolution, Problem, Score, Swaps
+from de_plugin.assess import CalibratedKL
 from de_plugin.errors import ArgumentError
 from de_plugin.evolve import Halving
 
@@ -232,6 +233,32 @@ def test_other_guides_are_tried_where_much_is_lost(count: int, tried: bool) -> N
     else:
         assert torch.equal(found[True].kept, found[False].kept)
     assert found[True].divergence == de_plugin.KL()
+
+
+def test_a_guide_that_finds_more_wins() -> None:
+    won = []
+    for seed in range(4):
+        asked = Problem(linear(), 3 * data(8)[0], seed=seed)
+        replace(QUICK, guides=True).evolve(asked, asked.eligible, 100, ~asked.protected)
+        [event] = [e for e in asked.events if e["kind"] == "guides"]
+        won.append(event["chosen"])
+    assert any(won)
+
+
+def test_a_guide_leaves_no_measure_behind() -> None:
+    asked = Problem(linear(), 3 * data(8)[0])
+    truth = float(asked.gate(asked.kept[None])[0]), float(asked(asked.kept))
+    masks = torch.rand(3, asked.units.count, generator=torch.Generator().manual_seed(0)) < 0.5
+    asked.kept = masks[0]
+    plain = asked.assess(masks, asked.search)
+    asked.kept = masks[1]
+    with asked.guided(CalibratedKL()):
+        asked.assess(masks, asked.search)
+    with pytest.raises(RuntimeError, match="more dimensions|size|shape"), asked.guided(CalibratedKL()):
+        asked.assess(masks[:, :3], asked.search)
+    torch.testing.assert_close(asked.assess(masks, asked.search), plain, rtol=1e-5, atol=1e-7)
+    asked.kept = torch.ones_like(asked.kept)
+    assert (float(asked.gate(asked.kept[None])[0]), float(asked(asked.kept))) == truth
 
 
 def test_guides_leave_other_divergences_alone() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from de_plugin import Problem
-from de_plugin.errors import ArgumentError
+from de_plugin.errors import ArgumentError, DEWarning
 from de_plugin.quantize import Compensated, QuantizationReport, quantize
 from de_plugin.quantize.rates import Rates
 from de_plugin.quantize.rounding import CompensatedRates
@@ -89,6 +90,25 @@ def test_every_kind_of_layer_and_nothing_left_behind() -> None:
     coarse = rates.quantization(genome, 0.0, biases)
     assert same(state(model), before)
     assert set(fine) == {part.name for part in student.parts} | set(biases)
+    starts: dict[str, list[int]] = {}
+    for number, start in sorted(rates.aims):
+        starts.setdefault(student.parts[number].name, []).append(start)
+    assert starts == {
+        "attention.in_proj_weight": [0, 8, 16],
+        "attention.out_proj.weight": [0],
+        "one.weight": [0, 4],
+        "two.weight": [0],
+        "up.weight": [0, 2],
+        "out.weight": [0],
+    }
+    seen: dict[str, Tensor] = {}
+    with torch.no_grad():
+        hook = model.two.register_forward_hook(lambda m, i, o: seen.update(two=o))
+        assert rates.batch is not None
+        model(rates.batch.inputs)
+        hook.remove()
+    two = next(n for n, part in enumerate(student.parts) if part.name == "two.weight")
+    torch.testing.assert_close(rates.aims[two, 0], seen["two"].movedim(1, -1).flatten(0, -2))
     assert student.divergence(fine, asked.held_back) < student.divergence(coarse, asked.held_back)
     assert student.size(coarse) < student.size(fine)
     for name, quantized in fine.items():
@@ -114,6 +134,77 @@ def test_half_precision() -> None:
     report = quantize(model, x, teacher=teacher().bfloat16(), bits=4, search=QUICK, rounding="compensated")
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter.float(), report.quantization[name].dequantize())
+
+
+class Routed(nn.Module):
+    """Samples take one of two branches, by what a layer with levels says; a third is never taken."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.gate = nn.Linear(12, 3)
+        self.branches = nn.ModuleList([nn.Linear(12, 6) for _ in range(3)])
+        self.dead = nn.Sequential(nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 6))
+        with torch.no_grad():
+            self.gate.bias[2] = -100.0
+            self.dead.get_parameter("0.bias").fill_(-1e3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        where = self.gate(x).argmax(1)
+        y: Tensor = self.dead(x)
+        for n, branch in enumerate(self.branches):
+            y = y.index_add(0, (where == n).nonzero()[:, 0], branch(x[where == n]))
+        return y
+
+
+def test_layers_that_see_other_samples_or_none() -> None:
+    model = Routed().eval()
+    x = torch.randn(300, 12, generator=torch.Generator().manual_seed(1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DEWarning)
+        report = quantize(
+            model, x, bits=3, search=QUICK, rounding="compensated", codebooks=(), weighting="none"
+        )
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, report.quantization[name].dequantize())
+    assert bool(model.get_parameter("branches.0.weight").any())
+    assert bool(model.get_parameter("branches.2.weight").any())
+
+
+def test_biases_move_once() -> None:
+    asked = problem()
+    student = Student(asked)
+    rates = CompensatedRates.around(Rates.of(student), Compensated())
+    genome = torch.zeros(rates.genes).double().numpy()
+    first = rates.quantization(genome, 1.0, student.quantized_biases())
+    again = rates.quantization(genome, 1.0, {n: q for n, q in first.items() if n.endswith("bias")})
+    assert all(torch.equal(first[n].dequantize(), again[n].dequantize()) for n in first)
+
+
+def test_all_samples_count_whatever_the_batches() -> None:
+    x = data(600)[0].sort(0).values
+    model = pruned()
+    sizes = []
+    for batch_size, memory in ((16, 2 << 30), (256, 2 << 30), (256, 100 * 2 * 4 * 68)):
+        student = Student(Problem(model, x, batch_size=batch_size, evaluate="serial"))
+        rates = CompensatedRates.around(Rates.of(student), Compensated(memory=memory))
+        assert rates.batch is not None
+        sizes.append(rates.batch.size)
+    assert sizes[:2] == [540, 540]
+    assert sizes[2] == 100
+
+
+def test_samples_that_do_not_stack_are_refused() -> None:
+    model = nn.Sequential(nn.Linear(4, 4)).eval()
+    batches = [torch.randn(1, n, 4) for n in range(2, 12)]
+    with pytest.raises(ArgumentError, match="pad them alike, or use rounding='nearest'"):
+        quantize(model, batches, bits=4, rounding="compensated", search=QUICK)
+
+
+def test_wide_layers_are_rounded_to_the_nearest() -> None:
+    student = Student(problem())
+    rates = CompensatedRates.around(Rates.of(student), Compensated(widest=24))
+    assert sorted({number for number, _ in rates.aims}) == [0, 2]
 
 
 @pytest.mark.parametrize("weighting", ["none", "activations"])

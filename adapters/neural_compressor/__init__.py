@@ -21,7 +21,8 @@ from de_plugin.adapters.neural_compressor.registering import register, unregiste
 from de_plugin.adapters.neural_compressor.results import Tuned
 from de_plugin.adapters.neural_compressor.saving import load, save
 from de_plugin.adapters.neural_compressor.trials import Trial
-from de_plugin.adapters.neural_compressor.tuner import DETuner, tune
+from de_plugin.adapters.neural_compressor.tuner import DETuner
+from de_plugin.adapters.neural_compressor.tuning import tune
 
 __all__ = [
     "DEQuantConfig",

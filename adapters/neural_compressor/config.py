@@ -1,48 +1,42 @@
 """`DEQuantConfig`: Directed Evolution's levels as a config of the host, checked where the host is silent."""
 # The host evaluates the annotations of __init__: they must not be postponed.
 
-import copy
 import difflib
-import inspect
 import itertools
-import json
 from collections import OrderedDict
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, ClassVar
 
 from neural_compressor.common.base_config import BaseConfig, ComposableConfig, register_config
 from neural_compressor.common.utils import DEFAULT_WHITE_LIST
-from neural_compressor.torch.quantization.config import OperatorConfig, TorchBaseConfig
+from neural_compressor.torch.quantization.config import OperatorConfig
 from torch import nn
 
 from de_plugin.adapters.neural_compressor.composing import Composition
+from de_plugin.adapters.neural_compressor.described import Described
 from de_plugin.adapters.neural_compressor.layers import Info, layer_info
 from de_plugin.adapters.neural_compressor.resolving import (
     TUNED,
-    ForeignError,
     check_white_list,
     escaped,
-    is_plain,
     listed,
     resolved,
 )
-from de_plugin.adapters.neural_compressor.settings import BITS, SHARED, Choice, Settings, check_bits, same
+from de_plugin.adapters.neural_compressor.settings import BITS, SHARED, Choice, Settings, check_bits
 from de_plugin.assess.divergence import Divergence
 from de_plugin.assess.layers import PRUNABLE
 from de_plugin.assess.teacher import Forward
 from de_plugin.errors import ArgumentError
+from de_plugin.quantize.rounding import Compensated
 
 NAME = "de_quant"
 """What the host calls the algorithm, as in ``quantize(model, {"de_quant": {"bits": 4}})``."""
 
 Mapping = OrderedDict[tuple[str, str], Any]
 
-_DATA = ("batches", "teacher", "forward")
-
 
 @register_config(framework_name="torch", algo_name=NAME, priority=85)
-class DEQuantConfig(TorchBaseConfig):
+class DEQuantConfig(Described):
     """Levels for Linear, Conv, ConvTranspose, Embedding and attention weights; zeros stay exactly zero.
 
     Where the host expects lists (`autotune`), `dtype`, `bits`, `codebook`, `granularity` and `price` may be
@@ -68,6 +62,9 @@ class DEQuantConfig(TorchBaseConfig):
         weighting: of errors: "auto", "fisher", "activations", "none".
         biases: bits of the layers' bias vectors, 2 to 8, or "exact".
         recovery: after levels are chosen: None, "bias", "batchnorm", "levels", "distill", or an object.
+        rounding: "nearest": each weight gets its level alone; "compensated": the levels of a layer make good
+            each other's errors, which needs batches, equal steps ("uniform"; "entropy" for a price) and one
+            step a layer; or ``Compensated(samples=2000)``.
         seed: of every draw; the same seed gives the same levels.
         white_list: "*": all layers; or a list of names, regular expressions and module types. None: no
             layer by itself, for what is given to `set_local`.
@@ -102,19 +99,24 @@ class DEQuantConfig(TorchBaseConfig):
         weighting: str = "auto",
         biases: int | str = "exact",
         recovery: Any = None,
+        rounding: str | Compensated = "nearest",
         seed: int = 0,
         white_list: list[Any] | str | None = DEFAULT_WHITE_LIST,
         **kwargs: Any,
     ) -> None:
         for unknown in kwargs:
-            near = difflib.get_close_matches(unknown, _parameters(), n=1, cutoff=0.3)
+            near = difflib.get_close_matches(unknown, self.parameters(), n=1, cutoff=0.3)
             raise ArgumentError(
                 f"DEQuantConfig({unknown}=...): no such argument"
-                + (f"; did you mean {near[0]}?" if near else f"; expected some of {', '.join(_parameters())}")
+                + (
+                    f"; did you mean {near[0]}?"
+                    if near
+                    else f"; expected some of {', '.join(self.parameters())}"
+                )
             )
         check_white_list(white_list)
         super().__init__(white_list=white_list)
-        self.non_tunable_params = [n for n in _parameters() if n not in TUNED]
+        self.non_tunable_params = [n for n in self.parameters() if n not in TUNED]
         self.dtype = dtype
         self.bits = bits
         self.group_size = group_size
@@ -130,6 +132,7 @@ class DEQuantConfig(TorchBaseConfig):
         self.weighting = weighting
         self.biases = biases
         self.recovery = recovery
+        self.rounding = rounding
         self.seed = seed
         self._info: Info | None = None
         self._fits: dict[Any, Any] | None = None
@@ -155,47 +158,15 @@ class DEQuantConfig(TorchBaseConfig):
                 )
             for layer, bits in self.bits_per_layer.items():
                 check_bits(f"bits_per_layer[{layer!r}]", bits)
-        Settings(**self.shared())
+        settings = Settings(**self.shared())
+        for choice in choices:
+            settings.check_choice(choice)
         super()._post_init()
 
     def _tried(self) -> tuple[Any, ...]:
         return self.bits, self.codebook, self.granularity, self.price
 
     # -- what the host reads ---------------------------------------------------------------------
-
-    def get_params_dict(self) -> dict[str, Any]:
-        """Return the arguments but the white list, by name."""
-        return {name: getattr(self, name) for name in _parameters() if name != "white_list"}
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values; data, networks and functions are left out."""
-        plain = {n: v for n, v in self.get_params_dict().items() if n not in _DATA and is_plain(v)}
-        if not self.local_config:
-            return plain
-        result: dict[str, Any] = {"local": {n: c.to_dict() for n, c in self.local_config.items()}}
-        return {**result, "global": plain} if self.global_config else result
-
-    @classmethod
-    def from_dict(cls, config_dict: dict[str, Any]) -> "DEQuantConfig":
-        """Return the config that `to_dict` was made of.
-
-        Raises:
-            ArgumentError: a key is none of the arguments, "global" or "local".
-        """
-        if not {"global", "local"} & set(config_dict):
-            return cls(**config_dict)
-        if strangers := sorted(set(config_dict) - {"global", "local"}):
-            raise ArgumentError(f"{strangers[0]!r}: beside 'global' and 'local' there is no other key")
-        whole = config_dict.get("global")
-        config = cls(**whole) if whole is not None else cls(white_list=None)
-        for name, values in (config_dict.get("local") or {}).items():
-            config.set_local(name, cls(**values))
-        return config
-
-    @classmethod
-    def from_json_file(cls, filename: str) -> "DEQuantConfig":
-        """Return the config of a file that `to_json_file` has written."""
-        return cls.from_dict(json.loads(Path(filename).read_text(encoding="utf-8")))
 
     @classmethod
     def register_supported_configs(cls) -> None:
@@ -310,40 +281,3 @@ class DEQuantConfig(TorchBaseConfig):
     def shared(self) -> dict[str, Any]:
         """Return what concerns the whole network, by name."""
         return {name: getattr(self, name) for name in SHARED}
-
-    # -- copies and comparisons ------------------------------------------------------------------
-
-    def _same_arguments(self, other: "DEQuantConfig") -> bool:
-        mine, theirs = self.get_params_dict(), other.get_params_dict()
-        return all(same(value, theirs[name]) for name, value in mine.items())
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, DEQuantConfig):
-            return False
-        return (
-            self._same_arguments(other)
-            and list(self.local_config.items()) == list(other.local_config.items())
-            and bool(self.global_config == other.global_config)
-        )
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "DEQuantConfig":
-        """Copy all but data, networks and levels, which are shared."""
-        result = type(self).__new__(type(self))
-        memo[id(self)] = result
-        kept = {*SHARED, "_fits", "_info"}
-        for name, value in self.__dict__.items():
-            result.__dict__[name] = value if name in kept else copy.deepcopy(value, memo)
-        return result
-
-    def __getattr__(self, name: str) -> Any:
-        if name in ("use_sym", "quant_zero"):
-            raise ForeignError(
-                "DEQuantConfig beside TEQ or HQQ: the host's entries of those take every layer for theirs; "
-                "quantize in two calls, each with a white_list"
-            )
-        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
-
-
-def _parameters() -> list[str]:
-    names = list(inspect.signature(DEQuantConfig.__init__).parameters)
-    return [n for n in names if n not in ("self", "kwargs")]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -12,7 +12,9 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from de_plugin.adapters.neural_compressor.compensating import Compensating
 from de_plugin.adapters.neural_compressor.layers import channel_axis, units_of
+from de_plugin.adapters.neural_compressor.parts import exact, layer_of, squared_error, weighed
 from de_plugin.adapters.neural_compressor.settings import BEST, ENTROPY, TRIED, Choice, Settings
 from de_plugin.assess.problem import Problem
 from de_plugin.encode.quantized import Quantized
@@ -28,8 +30,10 @@ from de_plugin.quantize.weighting import Weighting, importance
 
 Levels = dict[str, Quantized]
 """Quantized tensors by parameter name."""
-Fits = dict[tuple[str, Choice], Quantized]
+Fits = dict[tuple[str, Hashable], Quantized]
 """Levels by parameter name and what was asked for; of the same weights and settings."""
+
+_KEPT = 1 << 25  # compensated weights whose levels are remembered
 
 _ZERO_APART = ("uniform", "affine", "power", "kmeans")
 """Codebooks that keep a level for zeros: where a weight has none, it is free for others."""
@@ -77,7 +81,7 @@ class Bench:
         )
         wanted = set(names)
         self.layers: dict[str, tuple[str, ...]] = {
-            part.name: tuple(n for n in map(_layer, (part.name, *part.aliases)) if n in wanted)
+            part.name: tuple(n for n in map(layer_of, (part.name, *part.aliases)) if n in wanted)
             for part in self.parts
         }
         """The layers that own each weight, by parameter name; several where it is shared."""
@@ -108,6 +112,9 @@ class Bench:
         if self.problem is None:
             return None
         student = Student(self.problem, "none", self.settings.biases)
+        if self.settings.compensated is not None and self._importance is not None:
+            both = zip(student.parts, self._importance, strict=True)
+            student.parts = tuple(weighed(part, costs) for part, costs in both)
         student.vectors = {n: p for n, p in student.vectors.items() if n in self._biases}
         return student
 
@@ -118,7 +125,7 @@ class Bench:
         return {
             name: p
             for name, p in self.model.named_parameters()
-            if p.dim() == 1 and p.is_floating_point() and name.endswith("bias") and _layer(name) in owners
+            if p.dim() == 1 and p.is_floating_point() and name.endswith("bias") and layer_of(name) in owners
         }
 
     @cached_property
@@ -146,8 +153,32 @@ class Bench:
             priced = {"price": choice.price * HIGH_RATE} if choice.codebook == ENTROPY else {}
             book = codebook(choice.codebook, levels=count, axis=axis, **priced)
             found = book.fit(part.weight, part.kept, None if costs is None else costs[number])
-            self.fits[key] = _exact(found, part.parameter.dtype)
+            self.fits[key] = exact(found, part.parameter.dtype)
         return self.fits[key]
+
+    @cached_property
+    def _compensating(self) -> Compensating | None:
+        how = self.settings.compensated
+        if how is None or self.student is None:
+            return None
+        return Compensating(self.student, how)
+
+    def alone(self, parts: Iterable[Part], choice: Choice) -> Levels:
+        """Return the levels of some weights where all others have none."""
+        if self._compensating is None:
+            return {part.name: self.fit(part, choice) for part in parts}
+        return self._compensated({part.name: choice for part in parts})
+
+    def _compensated(self, asked: Mapping[str, Choice]) -> Levels:
+        """Return levels that make good each other's errors; those of what was asked for lately are kept."""
+        key = tuple(sorted(asked.items(), key=lambda item: item[0]))
+        found = {name: levels for (name, known), levels in self.fits.items() if known == key}
+        if not found and self._compensating is not None:
+            found = self._compensating.levels(asked)
+            while self.fits and sum(q.symbols.numel() for q in self.fits.values()) > _KEPT:
+                self.fits.pop(next(iter(self.fits)))
+            self.fits.update({(name, key): levels for name, levels in found.items()})
+        return found
 
     def chosen(self, choices: Mapping[str, Choice]) -> Levels:
         """Return the levels of all weights as their layers ask for them.
@@ -156,6 +187,8 @@ class Bench:
             ArgumentError: layers share a weight and ask for different levels.
         """
         asked = {part.name: self._asked(part, choices) for part in self.parts}
+        if self._compensating is not None:
+            return self._compensated(asked)
         plain = {p.name: self.fit(p, asked[p.name]) for p in self.parts if asked[p.name].codebook != BEST}
         open_ = [p for p in self.parts if asked[p.name].codebook == BEST]
         if not open_:
@@ -214,7 +247,7 @@ class Bench:
 
     def finished(self, levels: Levels) -> Finished:
         """Return the levels with those of the biases, after recovery; the model is left as it is."""
-        whole = {**levels, **self._of_biases()}
+        whole = {**self._of_biases(), **levels}
         student, problem = self.student, self.problem
         if student is None or problem is None or not self.settings.recoveries():
             return Finished(whole, {})
@@ -235,7 +268,7 @@ class Bench:
         for name, p in self._biases.items():
             values = p.detach().cpu()
             if p.numel():
-                result[name] = _exact(rule.fit(values, torch.ones_like(values, dtype=torch.bool)), p.dtype)
+                result[name] = exact(rule.fit(values, torch.ones_like(values, dtype=torch.bool)), p.dtype)
         return result
 
     def write(self, finished: Finished, model: nn.Module | None = None) -> None:
@@ -252,11 +285,6 @@ class Bench:
                 live[name].data.copy_(value)
 
 
-def squared_error(part: Part, quantized: Quantized) -> float:
-    """Return the squared error of a weight's levels."""
-    return float((quantized.dequantize().double() - part.weight.double()).square().sum())
-
-
 @contextmanager
 def measuring(model: nn.Module) -> Iterator[None]:
     """Switch a model to eval mode; every module's mode comes back."""
@@ -267,14 +295,3 @@ def measuring(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
-
-
-def _layer(parameter: str) -> str:
-    return parameter.rpartition(".")[0]
-
-
-def _exact(quantized: Quantized, dtype: torch.dtype) -> Quantized:
-    """Round levels to the type in which they are kept."""
-    if dtype in (torch.float32, torch.float64):
-        return quantized
-    return replace(quantized, levels=quantized.levels.to(dtype).float())

@@ -11,7 +11,7 @@ from de_plugin.adapters.neural_compressor.space import Genome, Space
 from de_plugin.adapters.neural_compressor.trials import Trial
 from de_plugin.quantize.survivors import Floats
 
-_CHILDREN = 16
+_CHILDREN, _DEAR_CHILDREN = 16, 6  # those whose levels depend on each other are fitted one by one
 _DRAWS = 400
 _SAVING, _LEAST, _MOST = 0.05, 1e-3, 0.2
 """Share of the cost that a child is to save: at first, and its bounds."""
@@ -103,6 +103,7 @@ def _children(
 ) -> list[Genome]:
     """Return new genomes that save so much of their parent's cost: some layers finer, others coarser."""
     goal = (1 - saving) * space.cost(parent)
+    most = _CHILDREN if space.bench.settings.compensated is None else _DEAR_CHILDREN
     found: dict[Genome, None] = {}
     for _ in range(_DRAWS):
         genes = list(parent)
@@ -115,7 +116,7 @@ def _children(
         child = tuple(genes)
         if child not in seen and space.cost(child) <= goal:
             found[child] = None
-        if len(found) == _CHILDREN:
+        if len(found) == most:
             break
     return list(found)
 

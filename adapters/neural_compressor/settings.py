@@ -16,6 +16,7 @@ from de_plugin.errors import ArgumentError
 from de_plugin.quantize.between import LevelRecovery, level_recoveries
 from de_plugin.quantize.codebook import codebooks
 from de_plugin.quantize.retrain import StraightThrough
+from de_plugin.quantize.rounding import Compensated, Rounding, compensation
 from de_plugin.quantize.student import Biases
 from de_plugin.quantize.weighting import check_weighting
 
@@ -26,6 +27,8 @@ ENTROPY = "entropy"
 TRIED = ("uniform", "affine", "kmeans", "power")
 """The codebooks among which `BEST` looks for the one of least divergence."""
 GRANULARITIES = ("tensor", "channel")
+COMPENSATED = ("uniform", ENTROPY)
+"""The codebooks whose levels can make good each other's errors."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,8 @@ class Settings:
             of the engine's.
         biases: bits of bias vectors, 2 to 8, or "exact".
         recovery: after levels are chosen, as in `de_plugin.quantize`.
+        rounding: "nearest": each weight gets its level alone; "compensated": levels make good each other's
+            errors, or ``Compensated(samples=2000)``.
         seed: of every draw.
 
     Raises:
@@ -103,6 +108,7 @@ class Settings:
     weighting: str = "auto"
     biases: Biases = "exact"
     recovery: Any = None
+    rounding: Rounding = "nearest"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -118,7 +124,32 @@ class Settings:
                 raise ArgumentError(f"{error}, or 'exact'") from None
         if isinstance(self.seed, bool) or not isinstance(self.seed, Integral) or self.seed < 0:
             raise ArgumentError(f"seed={self.seed!r}: expected a whole number >= 0")
+        compensation(self.rounding)
         self.recoveries()
+
+    @property
+    def compensated(self) -> Compensated | None:
+        """How levels make good each other's errors; None where they don't."""
+        return compensation(self.rounding)
+
+    def check_choice(self, choice: Choice) -> None:
+        """Refuse levels that cannot make good each other's errors where they have to.
+
+        Raises:
+            ArgumentError: they cannot.
+        """
+        if self.compensated is None:
+            return
+        if choice.codebook not in (BEST, *COMPENSATED):
+            raise ArgumentError(
+                f"codebook={choice.codebook!r}: rounding='compensated' needs equal steps; give 'best' or "
+                f"{' or '.join(map(repr, COMPENSATED))}"
+            )
+        if choice.granularity != "tensor":
+            raise ArgumentError(
+                f"granularity={choice.granularity!r}: rounding='compensated' has one step a layer; give "
+                "'tensor'"
+            )
 
     def check_data(self) -> None:
         """Refuse what needs batches where there are none.
@@ -130,6 +161,7 @@ class Settings:
             return
         needs = {"teacher": self.teacher, "forward": self.forward, "recovery": self.recovery}
         given = [name for name, value in needs.items() if value is not None]
+        given += ["rounding"] if self.compensated is not None else []
         given += ["weighting"] if self.weighting not in ("auto", "none") else []
         if given:
             raise ArgumentError(

@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from de_plugin.adapters.neural_compressor.config import DEQuantConfig
-from de_plugin.adapters.neural_compressor.fitting import Bench, Levels, squared_error
+from de_plugin.adapters.neural_compressor.fitting import Bench, Levels
 from de_plugin.adapters.neural_compressor.layers import Info
+from de_plugin.adapters.neural_compressor.parts import squared_error
 from de_plugin.adapters.neural_compressor.settings import BEST, ENTROPY, Choice
 from de_plugin.quantize.cost import Estimate
 from de_plugin.quantize.student import Part
@@ -20,6 +21,7 @@ Genome = tuple[int, ...]
 
 _BOOKS = ("uniform", "affine", "kmeans")
 _PRICES = (1.0, 3.0)
+_LOW_PRICES = (1 / 64, 1 / 16, 1 / 4)  # what is zeroed is made good
 _KEPT = 1 << 27  # weights whose levels are kept in memory, over all options
 
 
@@ -93,13 +95,13 @@ class Space:
         return tuple(result)
 
     def _option(self, parts: tuple[Part, ...], choice: Choice) -> Option:
-        levels = {part.name: self.bench.fit(part, choice) for part in parts}
+        levels = self.bench.alone(parts, choice)
         sizes = sum(part.weight.numel() for part in parts)
         energy = sum(float(part.weight.double().square().sum()) for part in parts)
         error = sum(squared_error(part, levels[part.name]) for part in parts) / max(energy, 1e-300)
         option = Option(
             choice,
-            sum(Estimate.of(q).total for q in levels.values())
+            sum(Estimate.of(levels[part.name]).total for part in parts)
             if self._cheapest == "bytes"
             else choice.bits * sizes,
             error,
@@ -157,7 +159,9 @@ class Space:
         return result
 
 
-def asked_of(configs: Sequence[DEQuantConfig], info: Info, cheapest: str) -> dict[str, list[Choice]]:
+def asked_of(
+    configs: Sequence[DEQuantConfig], info: Info, cheapest: str, compensated: bool
+) -> dict[str, list[Choice]]:
     """Return what configs allow each layer, lists and codebooks written out.
 
     Raises:
@@ -169,7 +173,9 @@ def asked_of(configs: Sequence[DEQuantConfig], info: Info, cheapest: str) -> dic
         for single in _expanded(config):
             for (name, _), own in single.resolved(info).items():
                 if own.dtype != "fp32":
-                    found.setdefault(name, {}).update(dict.fromkeys(_written_out(own.choice, cheapest)))
+                    found.setdefault(name, {}).update(
+                        dict.fromkeys(_written_out(own.choice, cheapest, compensated))
+                    )
     return {name: list(choices) for name, choices in found.items()}
 
 
@@ -191,12 +197,13 @@ def replace_locals(config: DEQuantConfig, local: Mapping[Any, DEQuantConfig]) ->
     return result
 
 
-def _written_out(choice: Choice, cheapest: str) -> list[Choice]:
+def _written_out(choice: Choice, cheapest: str, compensated: bool) -> list[Choice]:
     """Return a choice for each codebook that "best" stands for; "entropy" saves bytes, not bits."""
     if choice.codebook != BEST:
         return [choice]
-    plain = [replace(choice, codebook=book) for book in _BOOKS]
-    priced = [replace(choice, codebook=ENTROPY, price=price) for price in _PRICES]
+    books, prices = (_BOOKS, _PRICES) if not compensated else (("uniform",), _LOW_PRICES)
+    plain = [replace(choice, codebook=book) for book in books]
+    priced = [replace(choice, codebook=ENTROPY, price=price) for price in prices]
     return plain + (priced if cheapest == "bytes" else [])
 
 

@@ -1,18 +1,20 @@
 """Directed Evolution and the weight-only algorithms of Neural Compressor on one network, for `dropin.py`.
 
-Every built-in has a row, and "de at ..." is Directed Evolution tuned to the same damage or less: on the first
-half of the test images neither its loss nor, by `_MARGIN`, its divergence is above the built-in's. Rows tell
-both there, and "unseen" ones on the second half, which is looked at once a row. Training images, without
-labels, are all that levels see.
-Mean bits are those of the weights that Directed Evolution quantizes, 32 for those that a built-in leaves
-alone: of a built-in those it is called by, without its scales; of Directed Evolution what its file takes,
-level tables included. Bytes are of the whole network: of a built-in packed bits, 16 bits of scale a group, 8
-of zero point where it has one, and the rest as it is; of Directed Evolution the length of the file.
+Every built-in has a row, and "de at ..." is Directed Evolution tuned to the same damage or less: on training
+images that no method calibrates on, without their labels, its divergence from the intact network is at most
+`_MARGIN` of the built-in's. Loss, divergence and accuracy on the test images are looked at once a row, at its
+end.
+Mean bits are what the weights take that Directed Evolution quantizes, 32 for those that a built-in leaves
+alone: of a built-in its bits, 16 of scale a group, and 8 of zero point where it has one; of Directed
+Evolution its part of the file, level tables included. Nominal bits leave scales, tables and coding out. Bytes
+are of the whole network: of a built-in these bits, and the rest as it is; of Directed Evolution the length of
+the file.
 """
 
 from __future__ import annotations
 
 import copy
+import functools
 import logging
 import time
 import warnings
@@ -21,7 +23,7 @@ from typing import Any
 
 import torch
 from dropin_networks import Case
-from torch import nn
+from torch import Tensor, nn
 
 with warnings.catch_warnings():  # the host is older than the torch it runs on
     warnings.simplefilter("ignore")
@@ -40,11 +42,14 @@ with warnings.catch_warnings():  # the host is older than the torch it runs on
     from de_plugin.adapters.neural_compressor.saving import levels_of
 
 from de_plugin.quantize.cost import counted
+from de_plugin.zoo import DATA, Dataset
 
 _GROUP = 32
 _HQQ_GROUP = 20  # its groups must divide every layer
-_MARGIN = 0.9
-_TRIALS = 14
+_MARGIN = 0.5
+_TRIALS = 10
+_HELD_OUT = 3000
+# GPTQ takes a model without a path for one to be downloaded; nothing is read from there.
 _PLAIN = {"use_layer_wise": False, "group_size": _GROUP}
 _BUILT_IN: dict[str, tuple[Callable[[], Any], int, int]] = {  # config, bits a weight, bits a group beside it
     "rtn 4": (lambda: RTNConfig(bits=4, **_PLAIN), 4, 16),
@@ -52,7 +57,7 @@ _BUILT_IN: dict[str, tuple[Callable[[], Any], int, int]] = {  # config, bits a w
     "rtn 2": (lambda: RTNConfig(bits=2, **_PLAIN), 2, 16),
     "nf4": (lambda: RTNConfig(dtype="nf4", **_PLAIN), 4, 16),
     "hqq": (lambda: HQQConfig(bits=4, group_size=_HQQ_GROUP), 4, 24),
-    "gptq": (lambda: GPTQConfig(bits=4, **_PLAIN), 4, 16),
+    "gptq": (lambda: GPTQConfig(bits=4, model_path=".", **_PLAIN), 4, 16),
     "awq": (lambda: AWQConfig(bits=4, group_size=_GROUP), 4, 16),
     "autoround": (lambda: AutoRoundConfig(bits=4, group_size=_GROUP), 4, 16),
 }
@@ -70,38 +75,46 @@ def row(case: Case, method: str, _ratio: float | None, _steps: int | None, seed:
     if not method.startswith("de at "):
         model = _built_in(case, method)
         seconds = time.monotonic() - started
-        return {**_counted(case, model, method), **_measured(case, model), "trials": 1, "seconds": seconds}
+        return {**_counted(case, model, method), **case.measured(model), "trials": 1, "seconds": seconds}
     found = _tuned(case, method.removeprefix("de at "), seed)
     seconds = time.monotonic() - started
     told = {
         "mean_bits": _stored(case, found.model),
+        "nominal_bits": found.trial.mean_bits,
         "bytes": found.trial.bytes,
         "ok": found.ok,
-        "choices": {n: f"{c.bits} {c.codebook} {c.granularity}" for n, c in found.trial.choices.items()},
+        "choices": {n: f"{c.bits} {c.codebook} {c.price}" for n, c in found.trial.choices.items()},
     }
-    return {**told, **_measured(case, found.model), "trials": len(found.trials), "seconds": seconds}
+    return {**told, **case.measured(found.model), "trials": len(found.trials), "seconds": seconds}
 
 
-def _measured(case: Case, model: nn.Module) -> dict[str, float]:
-    """Return what is told of a model: where it was tuned, and where it was not."""
-    tuned, unseen = _halves(case, model)
-    return {**tuned, **{f"unseen {name}": value for name, value in unseen.items()}}
+@functools.cache
+def _held_out(case: Case, seed: int) -> Tensor:
+    """Return training images that are none of the case's; the seed is the one that has chosen those."""
+    images = _data(case.data).train_inputs
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+    start = len(case.inputs)
+    if not torch.equal(images[order[:start]], case.inputs):
+        raise RuntimeError(f"{case.data}: the case has drawn other images than its seed says")
+    return images[order[start : start + _HELD_OUT]]
 
 
-def _halves(case: Case, model: nn.Module) -> list[dict[str, float]]:
-    """Return loss, divergence and accuracy, in percent, on both halves of the test images."""
-    with torch.no_grad():
-        outputs = torch.cat([model(x) for x in case.test_inputs.split(250)])
-    right = case.right(outputs).double()
-    half = len(outputs) // 2
-    return [
-        {
-            "loss": float(case.losses(outputs[part], case.test_labels[part]).double().mean()),
-            "divergence": float(case.divergence(outputs[part], case.intact[part], None)),
-            "accuracy": 100.0 * float(right[part].mean()),
-        }
-        for part in (slice(half), slice(half, None))
-    ]
+@functools.cache
+def _data(name: str) -> Dataset:
+    return DATA[name]()
+
+
+def _apart(case: Case, seed: int) -> Callable[[nn.Module], float]:
+    """Return what tells how far a model is from the intact one, without labels and test data."""
+    batches = _held_out(case, seed).split(250)
+
+    def outputs(model: nn.Module) -> Tensor:
+        model.eval()
+        with torch.no_grad():
+            return torch.cat([model(x) for x in batches])
+
+    intact = outputs(case.model)
+    return lambda model: float(case.divergence(outputs(model), intact, None))
 
 
 def _built_in(case: Case, method: str) -> nn.Module:
@@ -125,16 +138,17 @@ def _counted(case: Case, model: nn.Module, method: str) -> dict[str, float]:
     _, bits, beside = _BUILT_IN[method]
     weights = {name: case.model.get_submodule(name).get_parameter("weight") for name in _layers(case)}
     whole = sum(x.numel() * x.element_size() for x in case.model.state_dict().values())
-    total, spent, size = 0, 0.0, float(whole)
+    total = nominal = scales = 0
     for name, weight in weights.items():
         taken = type(model.get_submodule(name)) is not type(case.model.get_submodule(name))
         total += weight.numel()
-        spent += weight.numel() * (bits if taken else 32)
-        if taken:
-            width = _HQQ_GROUP if method == "hqq" else _GROUP
-            groups = len(weight) * -(-weight[0].numel() // width)
-            size += (weight.numel() * bits + groups * beside) / 8 - 4 * weight.numel()
-    return {"mean_bits": spent / total, "bytes": round(size)}
+        nominal += weight.numel() * (bits if taken else 32)
+        width = _HQQ_GROUP if method == "hqq" else _GROUP
+        groups = len(weight) * -(-weight[0].numel() // width) if taken else 0
+        scales += groups * beside
+    spent = nominal + scales
+    size = whole - 4 * total + spent / 8
+    return {"mean_bits": spent / total, "nominal_bits": nominal / total, "bytes": round(size)}
 
 
 def _layers(case: Case) -> list[str]:
@@ -150,25 +164,20 @@ def _stored(case: Case, model: nn.Module) -> float:
 
 def _tuned(case: Case, method: str, seed: int) -> Tuned:
     """Return the smallest file whose divergence is not above the built-in's."""
-    bound = _halves(case, _built_in(case, method))[0]
-    intact = _halves(case, case.model)[0]
-
-    def damage(model: nn.Module) -> float:
-        now = _halves(case, model.eval())[0]
-        apart = now["divergence"] / max(_MARGIN * bound["divergence"], 1e-12)
-        return max(apart, now["loss"] / max(bound["loss"], intact["loss"]))
-
-    start = damage(case.model)
+    apart = _apart(case, seed)
+    bound = _MARGIN * apart(_built_in(case, method))
     config = DEQuantConfig(
-        bits=[2, 3, 4, 5, 6, 7, 8],
+        bits=[2, 3, 4, 5, 6],
         divergence=case.divergence,
+        rounding="compensated",
+        samples=len(case.inputs),
         biases=8,
     )
     return tune(
         case.model,
-        damage,
+        apart,
         config,
-        tolerable_loss=(1 - start) / start,
+        tolerable_loss=bound,  # absolute: the intact network's is zero
         max_trials=_TRIALS,
         batches=case.inputs,
         higher_is_better=False,

@@ -1,0 +1,78 @@
+"""Levels of limited bits that make good each other's errors, layer after layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from de_plugin.adapters.neural_compressor.settings import ENTROPY, Choice
+from de_plugin.encode.quantized import Quantized
+from de_plugin.quantize.compensate import Quadratic
+from de_plugin.quantize.entropy import HIGH_RATE, EntropyConstrained
+from de_plugin.quantize.rates import Rates
+from de_plugin.quantize.rounding import Compensated, CompensatedRates
+from de_plugin.quantize.student import Student
+
+_KEPT = 1 << 26  # numbers in forms that are kept
+
+_Form = tuple[Quadratic, Tensor, Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class _Remembering(CompensatedRates):
+    """Knows the last inputs of each layer: a search asks for many levels at the same ones.
+
+    Attributes:
+        met: by layer and first row: the inputs, and what errors cost at them.
+    """
+
+    met: dict[tuple[int, int], tuple[Tensor, _Form]] = field(default_factory=dict)
+
+    def _form(self, number: int, rows: slice, inputs: Tensor) -> _Form:
+        known = self.met.get((number, rows.start))
+        if known is not None and torch.equal(known[0], inputs):
+            return known[1]
+        found = super()._form(number, rows, inputs)
+        self.met[number, rows.start] = (inputs.clone(), found)
+        while sum(x.numel() + 2 * form[0].gram.numel() for x, form in self.met.values()) > _KEPT:
+            self.met.pop(next(iter(self.met)))
+        return found
+
+
+class Compensating:
+    """Gives the layers of a network the levels that are asked for, and moves biases that get levels as well.
+
+    The step of a layer is the one of least error at its number of bits, on the inputs that it has where no
+    other layer has levels. A price on bits ("entropy") zeroes weights at that step.
+
+    Args:
+        student: the network.
+        how: errors are made good.
+    """
+
+    def __init__(self, student: Student, how: Compensated) -> None:
+        self._student = student
+        self._rates = _Remembering.around(Rates.of(student), how)
+        self._steps: dict[tuple[int, int], float] = {}
+
+    def levels(self, asked: Mapping[str, Choice]) -> dict[str, Quantized]:
+        """Return the levels of some weights by parameter name, all others without levels, and of the biases.
+
+        Args:
+            asked: by parameter name.
+        """
+        numbers = {part.name: n for n, part in enumerate(self._student.parts) if part.name in asked}
+        limits = {numbers[name]: 2 ** (choice.bits - 1) - 1 for name, choice in asked.items()}
+        new = {n: [limit] for n, limit in limits.items() if (n, limit) not in self._steps}
+        if new:
+            self._steps |= self._rates.limited(new)
+        rules = {n: self._rule(n, asked[name], limits[n]) for name, n in numbers.items()}
+        return self._rates.ruled(rules, self._student.quantized_biases())
+
+    def _rule(self, number: int, choice: Choice, limit: int) -> EntropyConstrained:
+        price = choice.price * HIGH_RATE if choice.codebook == ENTROPY else 0.0
+        step = self._steps.get((number, limit))  # None: its inputs are no matrix, it is rounded alone
+        return EntropyConstrained(bits=choice.bits, step=step, price=price)

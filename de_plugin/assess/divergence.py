@@ -164,7 +164,7 @@ class KL:
         return _mean(parts)
 
     def draw(self, outputs: PyTree, generator: torch.Generator) -> list[Tensor]:
-        """Draw classes from the softmax of each output; of several temperatures side by side, in front."""
+        """Draw classes from the softmax of each output; of several temperatures side by side, last."""
         targets = []
         for x in leaves(outputs):
             drawn = []
@@ -173,14 +173,14 @@ class KL:
                 u = _uniform(p.narrow(self.dim, 0, 1), generator)
                 index = (p < u * p.narrow(self.dim, -1, 1)).sum(self.dim)
                 drawn.append(index.clamp(max=x.shape[self.dim] - 1))
-            targets.append(torch.stack(drawn) if len(drawn) > 1 else drawn[0])
+            targets.append(torch.stack(drawn, -1) if len(drawn) > 1 else drawn[0])
         return targets
 
     def sampled_loss(self, outputs: PyTree, targets: list[Tensor]) -> Tensor:
         """Return the negative log-likelihood of the drawn classes."""
         parts = []
         for x, drawn in zip(leaves(outputs), targets, strict=True):
-            classes = drawn if len(self._temperatures) > 1 else drawn[None]
+            classes = drawn.unbind(-1) if len(self._temperatures) > 1 else (drawn,)
             for t, y in zip(self._temperatures, classes, strict=True):
                 log_p = F.log_softmax(x / t, self.dim)
                 nll = -log_p.gather(self.dim, y.unsqueeze(self.dim)).squeeze(self.dim)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from de_plugin.assess import KL, CalibratedKL, Detector, Head
 from de_plugin.assess.gradients import mean_gradient, sample_gradients
 from de_plugin.assess.problem import Problem
 from de_plugin.errors import DataError, GradientError
@@ -71,3 +72,26 @@ def test_what_has_no_gradient_is_refused() -> None:
         mean_gradient(flat, flat.search)
     with pytest.raises(DataError, match="labels"):
         next(sample_gradients(problem_of(), torch.arange(3), torch.Generator(), labels=True))
+
+
+MEASURES = [
+    KL(temperature=(1.0, 2.0, 4.0)),
+    CalibratedKL(),
+    Detector((Head(1, 2, objectness=2, first_class=3, centres=(0,), sides=(1,)),)),
+]
+
+
+@pytest.mark.parametrize("measure", MEASURES, ids=lambda x: x.name)
+def test_samples_side_by_side_give_what_one_after_the_other_gives(measure: Any) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(6, 5), nn.Unflatten(1, (5, 1)) if measure.name == "detector" else nn.ReLU()
+    )
+    problem = Problem(model.eval(), torch.randn(24, 6), batch_size=7, divergence=measure)
+    found = []
+    for vmap in (True, False):
+        problem.store("vmap_gradients", vmap)
+        chunks = sample_gradients(problem, problem.search, torch.Generator().manual_seed(5))
+        found.append(torch.cat([rows[0] for rows in chunks]))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-6)
+    assert bool(found[0].any())

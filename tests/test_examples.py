@@ -13,19 +13,31 @@ import pytest
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
-@pytest.mark.real_data
-def test_a_tuned_file_is_a_third_of_the_hosts_within_the_same_tolerance() -> None:
-    if importlib.util.find_spec("neural_compressor") is None:
+def told(script: str, host: str, extra: str) -> list[str]:
+    """Run a script as a user would and return its lines; skip the test where its host is not installed."""
+    if importlib.util.find_spec(host) is None:
         pytest.skip(
-            "the script is about neural_compressor, an optional package that the engine does without; `make "
-            "test` installs it, elsewhere: pip install 'de_plugin[neural-compressor]'"
+            f"{script} is about {host}, an optional package that the engine does without; `make test` "
+            f"installs it, elsewhere: pip install 'de_plugin[{extra}]'"
         )
-    path = EXAMPLES / "neural_compressor_autotune.py"
+    path = EXAMPLES / script
     assert len(path.read_text().splitlines()) < 40
     done = subprocess.run([sys.executable, path], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    rows = [re.findall(r"[\d,]+\.?\d*", line[20:]) for line in done.stdout.splitlines()[-2:]]
-    (theirs, other), (size, ours) = [(int(a.replace(",", "")), float(b)) for a, b in rows]
+    return done.stdout.splitlines()
+
+
+def numbers(line: str) -> list[str]:
+    """Return the numbers behind the name that a line begins with."""
+    return re.findall(r"[\d,]+\.?\d*", line[20:])
+
+
+@pytest.mark.real_data
+def test_a_tuned_file_is_a_third_of_the_hosts_within_the_same_tolerance() -> None:
+    rows = told("neural_compressor_autotune.py", "neural_compressor", "neural-compressor")[-2:]
+    (theirs, other), (size, ours) = [
+        (int(a.replace(",", "")), float(b)) for a, b in (numbers(x) for x in rows)
+    ]
     assert size < theirs / 3
     assert ours > other - 1.0
 
@@ -36,16 +48,6 @@ def test_a_tuned_file_is_a_third_of_the_hosts_within_the_same_tolerance() -> Non
     [("torch_pruning_drop_in.py", "torch_pruning", "torch-pruning"), ("nni_drop_in.py", "nni", "nni")],
 )
 def test_one_swapped_line_keeps_more_accuracy_at_the_same_size(script: str, host: str, extra: str) -> None:
-    if importlib.util.find_spec(host) is None:
-        pytest.skip(
-            f"{script} swaps a line of {host}, an optional package that the engine does without; `make test` "
-            f"installs it, elsewhere: pip install 'de_plugin[{extra}]'"
-        )
-    path = EXAMPLES / script
-    assert len(path.read_text().splitlines()) < 40
-    done = subprocess.run([sys.executable, path], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    rows = [re.findall(r"[\d,]+\.?\d*", line[20:]) for line in done.stdout.splitlines()]  # behind the names
-    (*sizes, other), (*same, ours) = rows
+    (*sizes, other), (*same, ours) = (numbers(line) for line in told(script, host, extra))
     assert sizes == same
     assert float(ours) > float(other) + 5

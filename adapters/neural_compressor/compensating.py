@@ -12,8 +12,9 @@ from de_plugin.adapters.neural_compressor.settings import ENTROPY, Choice
 from de_plugin.encode.quantized import Quantized
 from de_plugin.quantize.compensate import Quadratic
 from de_plugin.quantize.entropy import HIGH_RATE, EntropyConstrained
+from de_plugin.quantize.layerwise import CompensatedRates
 from de_plugin.quantize.rates import Rates
-from de_plugin.quantize.rounding import Compensated, CompensatedRates
+from de_plugin.quantize.rounding import Compensated
 from de_plugin.quantize.student import Student
 
 _KEPT = 1 << 26  # numbers in forms that are kept

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypedDict
 
 from neural_compressor.torch.quantization import TuningConfig
 from torch import nn
@@ -33,6 +33,18 @@ from de_plugin.quantize.cost import counted
 Evaluate = Callable[[nn.Module], Any]
 
 _COUNTED = 1 << 16  # weights up to which the file of every trial is really made
+
+
+class Tuning(TypedDict, total=False):
+    """What `DETuner` takes by name."""
+
+    tolerable_loss: float
+    max_trials: int
+    batches: Any
+    higher_is_better: bool
+    cheapest: str
+    checkpoint: str | os.PathLike[str] | None
+    seed: int
 
 
 class DETuner:

@@ -11,15 +11,15 @@ from __future__ import annotations
 import copy
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from de_plugin.adapters.nni import DEPruner, speedup
+from de_plugin.adapters.nni.still import BATCH, given, masked, still_evaluator
 from de_plugin.adapters.nni.student import followers
 from de_plugin.compare import Case, Host, Method, Pruned
 from de_plugin.compare.bounded import bounded
@@ -29,16 +29,12 @@ with warnings.catch_warnings():  # NNI is older than the torch it runs on
     warnings.simplefilter("ignore")
     import nni
     from nni.compression.pruning import FPGMPruner, L1NormPruner, L2NormPruner, LevelPruner, TaylorPruner
-    from nni.compression.utils import TorchEvaluator
 
 NAME = "nni"
-_BATCH = 32
 _NOTES = (
     "nni: SlimPruner and MovementPruner train, and are left out; LinearPruner and AGPPruner schedule others",
     "nni: channels of layers whose outputs are added up are not tied to one another",
 )
-
-Masks = Mapping[str, Mapping[str, Tensor]]
 
 
 def host() -> Host:
@@ -90,10 +86,13 @@ def _plain(kind: type, case: Case, together: bool = False) -> Pruned:
 def _taylor(case: Case) -> Pruned:
     """Mask by the pruner that reads gradients, of all samples once."""
     model = case.copy()
-    steps = -(-len(case.inputs) // _BATCH)
-    return _masked(
-        case, TaylorPruner(model, _config(case, False), _evaluator(case, model), training_steps=steps)
-    )
+
+    def loss(student: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
+        return case.loss(case.forward(student, inputs), labels).mean()
+
+    trainer = still_evaluator(model, case.inputs, case.labels, loss)
+    steps = -(-len(case.inputs) // BATCH)
+    return _masked(case, TaylorPruner(model, _config(case, False), trainer, training_steps=steps))
 
 
 def _config(case: Case, together: bool) -> list[dict[str, Any]]:
@@ -121,40 +120,13 @@ def _masked(case: Case, pruner: Any) -> Pruned:
     """Return the model as the host's wrappers make it compute, and for channels what its speed-up leaves."""
     with _quiet():
         _, found = pruner.compress()
-    masks = {n: {t: m for t, m in targets.items() if m is not None} for n, targets in found.items()}
-    model = case.copy()
-    for name, targets in masks.items():
-        for target, mask in targets.items():
-            model.get_submodule(name).get_parameter(target).data.mul_(mask)
+    masks = given(found)
+    model = masked(case.model, masks)
     if case.task == "weights":
         return Pruned(model, evaluations=0)
     with _quiet():
         small = speedup(case.copy(), masks, case.inputs[:2])
     return Pruned(model, small, evaluations=0)
-
-
-def _evaluator(case: Case, model: nn.Module) -> Any:
-    """Return what goes through the samples in order, with gradients, and changes nothing."""
-
-    def train(
-        student: nn.Module,
-        optimizer: Any,
-        step: Any,
-        _scheduler: Any = None,
-        max_steps: int | None = None,
-        _max_epochs: int | None = None,
-    ) -> None:
-        student.eval()
-        parts = list(zip(case.inputs.split(_BATCH), case.labels.split(_BATCH), strict=True))
-        for number in range(max_steps or len(parts)):
-            optimizer.zero_grad()
-            step(parts[number % len(parts)], student).backward()
-            optimizer.step()
-
-    def loss(batch: tuple[Tensor, Tensor], student: nn.Module) -> Tensor:
-        return case.loss(case.forward(student, batch[0]), batch[1]).mean()
-
-    return TorchEvaluator(train, nni.trace(torch.optim.SGD)(model.parameters(), lr=0.0), loss)
 
 
 @contextmanager

@@ -20,14 +20,19 @@ import torch_pruning as tp
 from torch import Tensor, nn
 
 from de_plugin.adapters.torch_pruning import DEImportance, DEPruner, as_criterion
+from de_plugin.adapters.torch_pruning.feeding import (
+    GRADIENT_SAMPLES,
+    SQUARED_SAMPLES,
+    accumulate_squares,
+    leave_gradient,
+    plain_importances,
+)
 from de_plugin.compare import Case, Host, Method, Pruned
 from de_plugin.compare.bounded import Bounded, bounded
 from de_plugin.criteria import Criterion, Taylor
 from de_plugin.prune import DirectedEvolution
 
 NAME = "torch-pruning"
-_GRADIENT_SAMPLES = 512
-_SQUARED_SAMPLES = 128
 _KRONECKER_SAMPLES = 256
 
 _NOTES = (
@@ -43,14 +48,6 @@ Feed = Callable[[Case, nn.Module, Any, Any], None]
 def host() -> Host:
     """Return all methods of the host, Directed Evolution first."""
     found = tp.importance
-    plain = {
-        "magnitude l1": partial(found.GroupMagnitudeImportance, p=1),
-        "magnitude l2": partial(found.GroupMagnitudeImportance, p=2),
-        "bn scale": found.BNScaleImportance,
-        "lamp": found.LAMPImportance,
-        "fpgm": found.FPGMImportance,
-        "random": found.RandomImportance,
-    }
     fed: dict[str, tuple[Callable[[], Any], Feed]] = {
         "taylor": (found.GroupTaylorImportance, _gradient),
         "hessian": (found.GroupHessianImportance, _squares),
@@ -59,12 +56,12 @@ def host() -> Host:
     }
     corrected: dict[str, Callable[[], Criterion]] = {
         "taylor (corrected)": partial(Taylor, labels=True),
-        "hessian (corrected)": lambda: as_criterion(found.GroupHessianImportance(), samples=_SQUARED_SAMPLES),
+        "hessian (corrected)": lambda: as_criterion(found.GroupHessianImportance(), samples=SQUARED_SAMPLES),
     }
     runs: dict[str, tuple[Callable[[Case], Pruned], str]] = {
         "de": (partial(_evolved, DirectedEvolution.brief, False), "all groups evolve together"),
         "de importance": (_importance, "each group evolves by itself"),
-        **{n: (partial(_built_in, make, None), "built in") for n, make in plain.items()},
+        **{n: (partial(_built_in, make, None), "built in") for n, make in plain_importances().items()},
         **{n: (partial(_built_in, make, feed), "built in") for n, (make, feed) in fed.items()},
         **{n: (partial(_evolved, make, True), "built in, corrected") for n, make in corrected.items()},
     }
@@ -138,24 +135,17 @@ def _losses(case: Case, model: nn.Module, count: int) -> Tensor:
 
 
 def _gradient(case: Case, model: nn.Module, _importance: Any, _pruner: Any) -> None:
-    """Leave the gradient of the mean loss in `.grad`."""
-    model.zero_grad()
-    _losses(case, model, _GRADIENT_SAMPLES).mean().backward()
+    leave_gradient(model, partial(_losses, case, model))
 
 
 def _squares(case: Case, model: nn.Module, importance: Any, _pruner: Any) -> None:
-    """Accumulate squared gradients sample by sample."""
-    importance.zero_grad()
-    for loss in _losses(case, model, _SQUARED_SAMPLES):
-        model.zero_grad()
-        loss.backward(retain_graph=True)
-        importance.accumulate_grad(model)
+    accumulate_squares(model, importance, partial(_losses, case, model))
 
 
 def _activations(case: Case, model: nn.Module, importance: Any, _pruner: Any) -> None:
     """Let hooks of the host's see the inputs of every layer."""
     with importance.compute_importance(model), torch.no_grad():
-        case.forward(model, case.inputs[:_GRADIENT_SAMPLES])
+        case.forward(model, case.inputs[:GRADIENT_SAMPLES])
 
 
 def _kronecker(case: Case, model: nn.Module, importance: Any, pruner: Any) -> None:

@@ -7,7 +7,9 @@ two or three ranks choose the same units bit for bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -20,15 +22,28 @@ _GROUPS = 12
 """Parts of a sum over batches; fixed, so that the order of summation is."""
 
 
+_ALONE = ContextVar("de_plugin_alone", default=False)
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Let this process search by itself inside the block: the others are busy with other searches."""
+    token = _ALONE.set(True)
+    try:
+        yield
+    finally:
+        _ALONE.reset(token)
+
+
 class Ranks:
-    """The processes of `torch.distributed`, or this one alone where that was never initialised.
+    """The processes of `torch.distributed`; this one alone where that was never initialised, or in `alone`.
 
     Args:
         device: where collective operations on an NCCL group have their tensors.
     """
 
     def __init__(self, device: torch.device) -> None:
-        active = dist.is_available() and dist.is_initialized()
+        active = dist.is_available() and dist.is_initialized() and not _ALONE.get()
         self.world = dist.get_world_size() if active else 1
         self.rank = dist.get_rank() if active else 0
         self._device = device if active and "nccl" in dist.get_backend() else torch.device("cpu")

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import torch
 
+from de_plugin.assess.ranks import Ranks, alone
 from de_plugin.compare.case import Case, Method
 from de_plugin.compare.comparison import Comparison
 from de_plugin.compare.measure import Ruler
-from de_plugin.compare.ranks import alone, gathered, place
+from de_plugin.compare.ranks import gathered
 from de_plugin.compare.row import Key, Row
 from de_plugin.errors import ArgumentError, DEError, FileError
 
@@ -76,7 +77,8 @@ class Runner:
     ) -> None:
         self.empty, self.jobs, self.cases, self.rulers = empty, jobs, cases, rulers
         self.path, self.progress = path, progress
-        self.rank, self.world = place()
+        ranks = Ranks(torch.device("cpu"))
+        self.rank, self.world = ranks.rank, ranks.world
         self.rows: dict[Key, Row] = {}
 
     def run(self) -> Comparison:

@@ -16,9 +16,10 @@ from de_plugin.quantize.between import Around, LevelRecovery
 from de_plugin.quantize.codebook import Codebook
 from de_plugin.quantize.evolve import RateSearch, evolved
 from de_plugin.quantize.goal import Goal
+from de_plugin.quantize.layerwise import CompensatedRates
 from de_plugin.quantize.levels import LevelSearch, refined
 from de_plugin.quantize.rates import Rates
-from de_plugin.quantize.rounding import Compensated, CompensatedRates
+from de_plugin.quantize.rounding import Compensated
 from de_plugin.quantize.student import Quantization, Scale, Student
 from de_plugin.quantize.trial import Trial, applied, best
 from de_plugin.quantize.uniform import Uniform

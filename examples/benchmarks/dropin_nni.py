@@ -32,9 +32,9 @@ with warnings.catch_warnings():  # NNI is older than the torch it runs on
         LevelPruner,
         TaylorPruner,
     )
-    from nni.compression.utils import TorchEvaluator
 
     from de_plugin.adapters.nni import DEPruner, speedup
+    from de_plugin.adapters.nni.still import BATCH, Masks, given, masked, still_evaluator
 
 _PLAIN: dict[str, type] = {
     "l1 norm": L1NormPruner,
@@ -43,7 +43,6 @@ _PLAIN: dict[str, type] = {
     "level": LevelPruner,
 }
 _WEIGHTS = ("level", "de (weights)")
-_BATCH = 32
 
 METHODS = ("de", "l1 norm", "l2 norm", "fpgm", "taylor", "de (weights)", "level")
 VERSIONS = {"nni": nni.__version__}
@@ -56,15 +55,15 @@ def row(case: Case, method: str, ratio: float, steps: int, seed: int) -> dict[st
     started = time.monotonic()
     masks = _masks(case, method, model, ratio, steps, seed)
     seconds = time.monotonic() - started
-    masked = _masked(case.model, masks)
+    changed = masked(case.model, masks)
     if method in _WEIGHTS:
-        found: dict[str, Any] = _left(masked, masks, case.inputs)
+        found: dict[str, Any] = _left(changed, masks, case.inputs)
     else:
         try:
             found = size(speedup(case.model, masks, case.inputs[:2]), case.inputs)
         except Exception as error:  # what the masks cost in accuracy is known all the same
             found = {"macs": None, "params": None, "speedup": f"{type(error).__name__}: {error}"}
-    return {**found, **case.measured(masked), "seconds": seconds}
+    return {**found, **case.measured(changed), "seconds": seconds}
 
 
 def config(case: Case, ratio: float, weights: bool) -> list[dict[str, Any]]:
@@ -90,11 +89,14 @@ def config(case: Case, ratio: float, weights: bool) -> list[dict[str, Any]]:
     return entries
 
 
-def _masks(
-    case: Case, method: str, model: nn.Module, ratio: float, steps: int, seed: int
-) -> dict[str, dict[str, Tensor]]:
+def _masks(case: Case, method: str, model: nn.Module, ratio: float, steps: int, seed: int) -> Masks:
     wanted = config(case, ratio, method in _WEIGHTS)
-    trainer = _evaluator(case, model)
+
+    def loss(student: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
+        found: Tensor = case.losses(student(inputs), labels).mean()
+        return found
+
+    trainer = still_evaluator(model, case.inputs, case.labels, loss)
     interval = 1
     if method in ("de", "de (weights)"):
         pruner: Any = DEPruner(
@@ -108,7 +110,7 @@ def _masks(
             seed=seed,
         )
     elif method == "taylor":
-        interval = -(-len(case.inputs) // _BATCH)
+        interval = -(-len(case.inputs) // BATCH)
         pruner = TaylorPruner(model, wanted, trainer, training_steps=interval)
     else:
         pruner = _PLAIN[method](model, wanted, trainer)
@@ -117,44 +119,10 @@ def _masks(
     else:
         schedule = AGPPruner(pruner, interval_steps=interval, total_times=steps)
         _, masks = schedule.compress(interval * steps, None)
-    return {n: {t: m for t, m in found.items() if m is not None} for n, found in masks.items()}
+    return given(masks)
 
 
-def _evaluator(case: Case, model: nn.Module) -> Any:
-    """Return what goes through the samples in order, with gradients, and changes nothing."""
-
-    def train(
-        student: nn.Module,
-        optimizer: Any,
-        step: Any,
-        _scheduler: Any = None,
-        max_steps: int | None = None,
-        _max_epochs: int | None = None,
-    ) -> None:
-        student.eval()
-        parts = list(zip(case.inputs.split(_BATCH), case.labels.split(_BATCH), strict=True))
-        for number in range(max_steps or len(parts)):
-            optimizer.zero_grad()
-            step(parts[number % len(parts)], student).backward()
-            optimizer.step()
-
-    def loss(batch: tuple[Tensor, Tensor], student: nn.Module) -> Tensor:
-        found: Tensor = case.losses(student(batch[0]), batch[1]).mean()
-        return found
-
-    return TorchEvaluator(train, nni.trace(torch.optim.SGD)(model.parameters(), lr=0.0), loss)
-
-
-def _masked(model: nn.Module, masks: dict[str, dict[str, Tensor]]) -> nn.Module:
-    """Return a copy as the host's wrappers make it compute."""
-    result = copy.deepcopy(model)
-    for name, targets in masks.items():
-        for target, mask in targets.items():
-            result.get_submodule(name).get_parameter(target).data.mul_(mask)
-    return result
-
-
-def _left(model: nn.Module, masks: dict[str, dict[str, Tensor]], example: Tensor) -> dict[str, float]:
+def _left(model: nn.Module, masks: Masks, example: Tensor) -> dict[str, float]:
     """Return multiplications with weights that are left, and how many parameters are."""
     positions: dict[str, float] = {}
     handles = []

@@ -20,32 +20,20 @@ from typing import Any
 import torch
 import torch_pruning as tp
 from dropin_networks import Case, size
-from torch import nn
+from torch import Tensor, nn
 
 from de_plugin import Taylor
 from de_plugin.adapters.torch_pruning import DEImportance, DEPruner, as_criterion
+from de_plugin.adapters.torch_pruning.feeding import accumulate_squares, leave_gradient, plain_importances
 
 OURS = ("de", "taylor (corrected)", "hessian (corrected)")
 """What a pruner of ours runs."""
 
 
-def importances() -> dict[str, Any]:
-    """Return the host's criteria that need no more than the network."""
-    found = tp.importance
-    return {
-        "magnitude l1": found.GroupMagnitudeImportance(p=1),
-        "magnitude l2": found.GroupMagnitudeImportance(p=2),
-        "bn scale": found.BNScaleImportance(),
-        "lamp": found.LAMPImportance(),
-        "fpgm": found.FPGMImportance(),
-        "random": found.RandomImportance(),
-    }
-
-
 METHODS = (
     "de",
     "de importance",
-    *importances(),
+    *plain_importances(),
     "taylor",
     "taylor (corrected)",
     "hessian",
@@ -95,24 +83,14 @@ def _pruner(
     elif method == "hessian":
         importance = tp.importance.GroupHessianImportance()
     else:
-        importance = importances()[method]
+        importance = plain_importances()[method]()
+
+    def losses(count: int) -> Tensor:
+        found: Tensor = case.losses(model(case.inputs[:count]), case.labels[:count])
+        return found
+
     feeds: dict[str, Callable[[], None]] = {
-        "taylor": lambda: _gradient(case, model),
-        "hessian": lambda: _squares(case, model, importance),
+        "taylor": lambda: leave_gradient(model, losses),
+        "hessian": lambda: accumulate_squares(model, importance, losses),
     }
     return tp.pruner.BasePruner(model, example, importance, **options), feeds.get(method, lambda: None)
-
-
-def _gradient(case: Case, model: nn.Module) -> None:
-    """Leave the gradient of the mean loss in `.grad`, as the host's examples do for Taylor."""
-    model.zero_grad()
-    case.losses(model(case.inputs[:512]), case.labels[:512]).mean().backward()
-
-
-def _squares(case: Case, model: nn.Module, importance: Any) -> None:
-    """Accumulate squared gradients sample by sample, as the host's examples do."""
-    importance.zero_grad()
-    for loss in case.losses(model(case.inputs[:128]), case.labels[:128]):
-        model.zero_grad()
-        loss.backward(retain_graph=True)
-        importance.accumulate_grad(model)

@@ -100,17 +100,26 @@ def test_exact_biases() -> None:
         assert torch.equal(model.get_parameter(f"{number}.bias"), before.get_parameter(f"{number}.bias"))
 
 
-def test_same_seed_same_result() -> None:
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"recovery": ["bias", Distillation(steps=20, validate_every=10)]},
+        {"rounding": "compensated"},
+    ],
+    ids=["trained", "compensated"],
+)
+def test_same_seed_same_result(options: dict[str, Any]) -> None:
     first, second = pruned(), pruned()
-    training = Distillation(steps=20, validate_every=10)
-    reports = [quick(m, bits=3, recovery=["bias", training], seed=4) for m in (first, second)]
+    reports = [quick(m, bits=3, seed=4, **options) for m in (first, second)]
     assert same(state(first), state(second))
     assert reports[0].curve == reports[1].curve
 
 
-@pytest.mark.parametrize("recovery", [None, "levels", "bias"])
+@pytest.mark.parametrize(
+    "options", [{}, {"recovery": "levels"}, {"recovery": "bias"}, {"rounding": "compensated"}]
+)
 @pytest.mark.parametrize("calls", [3, 25])
-def test_interrupted_bit_exact(recovery: str | None, calls: int) -> None:
+def test_interrupted_bit_exact(options: dict[str, Any], calls: int) -> None:
     model = pruned()
     model.get_parameter("2.weight").requires_grad_(False)
     before, seen = state(model), 0
@@ -123,7 +132,7 @@ def test_interrupted_bit_exact(recovery: str | None, calls: int) -> None:
         return m(inputs)
 
     with pytest.raises(KeyboardInterrupt):
-        quick(model, bits=3, recovery=recovery, forward=interrupted)
+        quick(model, bits=3, forward=interrupted, **options)
     assert same(before, state(model))
     assert [p.requires_grad for p in model.parameters()] == [True, True, False, True, True, True]
     assert all(p.grad is None for p in model.parameters())
@@ -154,10 +163,13 @@ def test_without_a_gradient() -> None:
         quick(pruned(), bits=4, divergence=agreement)
 
 
-def test_half_precision_levels_are_what_the_model_holds() -> None:
+@pytest.mark.parametrize("rounding", ["nearest", "compensated"])
+def test_half_precision_levels_are_what_the_model_holds(rounding: Any) -> None:
     x = torch.randn(64, 12, generator=torch.Generator().manual_seed(1)).bfloat16()
     model = pruned().bfloat16()
-    report = quantize(model, x, teacher=teacher().bfloat16(), bits=4, search=QUICK, codebooks=["uniform"])
+    report = quantize(
+        model, x, teacher=teacher().bfloat16(), bits=4, search=QUICK, codebooks=["uniform"], rounding=rounding
+    )
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter.float(), report.quantization[name].dequantize())
         assert report.dtypes[name] == torch.bfloat16

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from de_plugin import Problem
 from de_plugin.errors import ArgumentError, DEWarning
 from de_plugin.quantize import Compensated, QuantizationReport, quantize
+from de_plugin.quantize.layerwise import CompensatedRates
 from de_plugin.quantize.rates import Rates
-from de_plugin.quantize.rounding import CompensatedRates
 from de_plugin.quantize.student import Student
 from tests.quantize.small import QUICK, data, problem, pruned, quick, same, state, teacher
 
@@ -128,14 +128,6 @@ def test_shared_weights_and_exact_biases() -> None:
     assert torch.equal(shared.weight, report.quantization["0.weight"].dequantize())
 
 
-def test_half_precision() -> None:
-    x = torch.randn(64, 12, generator=torch.Generator().manual_seed(1)).bfloat16()
-    model = pruned().bfloat16()
-    report = quantize(model, x, teacher=teacher().bfloat16(), bits=4, search=QUICK, rounding="compensated")
-    for name, parameter in model.named_parameters():
-        assert torch.equal(parameter.float(), report.quantization[name].dequantize())
-
-
 class Routed(nn.Module):
     """Samples take one of two branches, by what a layer with levels says; a third is never taken."""
 
@@ -214,30 +206,6 @@ def test_other_weights_of_errors(weighting: Any) -> None:
 
 def test_levels_may_be_trained_afterwards() -> None:
     assert "levels" in smaller(pruned(), bits=3, recovery="levels", codebooks=()).curve[-1].name
-
-
-@pytest.mark.parametrize("calls", [3, 20])
-def test_interrupted_bit_exact(calls: int) -> None:
-    model = pruned()
-    before, seen = state(model), 0
-
-    def interrupted(m: nn.Module, inputs: Any) -> Any:
-        nonlocal seen
-        seen += m is model
-        if seen > calls:
-            raise KeyboardInterrupt
-        return m(inputs)
-
-    with pytest.raises(KeyboardInterrupt):
-        smaller(model, bits=3, forward=interrupted)
-    assert same(before, state(model))
-
-
-def test_same_seed_same_levels() -> None:
-    first, second = pruned(), pruned()
-    for model in (first, second):
-        smaller(model, bits=3, seed=5)
-    assert same(state(first), state(second))
 
 
 @pytest.mark.parametrize(

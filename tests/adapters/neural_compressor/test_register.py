@@ -7,9 +7,8 @@ import sys
 from collections.abc import Iterator
 
 import pytest
-from torch import nn
 
-from de_plugin.errors import ArgumentError
+from tests.adapters.namespaces import given_back, taken_is_left_alone
 from tests.adapters.neural_compressor.networks import mlp
 
 from de_plugin.adapters import neural_compressor as adapter  # isort: skip
@@ -18,10 +17,8 @@ import neural_compressor.torch.quantization as host  # isort: skip
 
 @pytest.fixture(autouse=True)
 def _clean() -> Iterator[None]:
-    before = dict(vars(host))
-    yield
-    adapter.unregister()
-    assert dict(vars(host)) == before
+    with given_back(host, adapter):
+        yield
 
 
 def test_the_name_comes_and_goes() -> None:
@@ -36,11 +33,7 @@ def test_the_name_comes_and_goes() -> None:
 
 
 def test_a_name_that_is_taken_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host, "DEQuantConfig", nn.Linear, raising=False)
-    with pytest.raises(ArgumentError, match="DEQuantConfig is .*Linear.* already"):
-        adapter.register()
-    adapter.unregister()
-    assert host.DEQuantConfig is nn.Linear
+    taken_is_left_alone(host, adapter, "DEQuantConfig", monkeypatch)
 
 
 def test_importing_warns_of_nothing_and_its_absence_is_told() -> None:

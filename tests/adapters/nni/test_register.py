@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
+from tests.adapters.namespaces import given_back, taken_is_left_alone
 from tests.adapters.nni.training import SMALL, config, images, simple
 
 with warnings.catch_warnings():
@@ -19,15 +19,11 @@ with warnings.catch_warnings():
 
     from de_plugin.adapters import nni as adapter
 
-from de_plugin.errors import ArgumentError
-
 
 @pytest.fixture(autouse=True)
 def _clean() -> Iterator[None]:
-    before = dict(vars(host))
-    yield
-    adapter.unregister()
-    assert dict(vars(host)) == before
+    with given_back(host, adapter):
+        yield
 
 
 def test_the_name_comes_and_goes() -> None:
@@ -44,11 +40,7 @@ def test_the_name_comes_and_goes() -> None:
 
 
 def test_a_name_that_is_taken_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host, "DEPruner", torch.nn.Linear, raising=False)
-    with pytest.raises(ArgumentError, match="DEPruner is .*Linear.* already"):
-        adapter.register()
-    adapter.unregister()
-    assert host.DEPruner is torch.nn.Linear
+    taken_is_left_alone(host, adapter, "DEPruner", monkeypatch)
 
 
 def run(script: str) -> str:

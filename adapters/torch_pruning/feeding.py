@@ -1,0 +1,55 @@
+"""The host's importances that read weights alone, and what its examples do to feed the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch_pruning as tp
+from torch import Tensor, nn
+
+GRADIENT_SAMPLES = 512
+"""Labelled samples whose mean gradient Taylor gets."""
+
+SQUARED_SAMPLES = 128
+"""Labelled samples whose squared gradients Hessian gets."""
+
+
+def plain_importances() -> dict[str, Callable[[], Any]]:
+    """Return the makers of importances that need no more than the network, by name."""
+    found = tp.importance
+    return {
+        "magnitude l1": partial(found.GroupMagnitudeImportance, p=1),
+        "magnitude l2": partial(found.GroupMagnitudeImportance, p=2),
+        "bn scale": found.BNScaleImportance,
+        "lamp": found.LAMPImportance,
+        "fpgm": found.FPGMImportance,
+        "random": found.RandomImportance,
+    }
+
+
+def leave_gradient(model: nn.Module, losses: Callable[[int], Tensor]) -> None:
+    """Leave the gradient of the mean loss in `.grad`, as the host's examples do for Taylor.
+
+    Args:
+        model: that is pruned.
+        losses: ``fn(count) -> (count,)``, of the first samples.
+    """
+    model.zero_grad()
+    losses(GRADIENT_SAMPLES).mean().backward()
+
+
+def accumulate_squares(model: nn.Module, importance: Any, losses: Callable[[int], Tensor]) -> None:
+    """Accumulate squared gradients sample by sample, as the host's examples do for Hessian.
+
+    Args:
+        model: that is pruned.
+        importance: of the host, with `accumulate_grad`.
+        losses: ``fn(count) -> (count,)``, of the first samples.
+    """
+    importance.zero_grad()
+    for loss in losses(SQUARED_SAMPLES):
+        model.zero_grad()
+        loss.backward(retain_graph=True)
+        importance.accumulate_grad(model)

@@ -15,11 +15,15 @@ from __future__ import annotations
 import copy
 import time
 import warnings
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from dropin_networks import Case, size
 from torch import Tensor, nn
+
+from de_plugin.assess.teacher import plain_forward
+from de_plugin.compare.sizes import size as left
 
 with warnings.catch_warnings():  # NNI is older than the torch it runs on
     warnings.simplefilter("ignore")
@@ -57,7 +61,7 @@ def row(case: Case, method: str, ratio: float, steps: int, seed: int) -> dict[st
     seconds = time.monotonic() - started
     changed = masked(case.model, masks)
     if method in _WEIGHTS:
-        found: dict[str, Any] = _left(changed, masks, case.inputs)
+        found: dict[str, Any] = asdict(left(changed, case.inputs[:1], plain_forward))
     else:
         try:
             found = size(speedup(case.model, masks, case.inputs[:2]), case.inputs)
@@ -120,24 +124,3 @@ def _masks(case: Case, method: str, model: nn.Module, ratio: float, steps: int, 
         schedule = AGPPruner(pruner, interval_steps=interval, total_times=steps)
         _, masks = schedule.compress(interval * steps, None)
     return given(masks)
-
-
-def _left(model: nn.Module, masks: Masks, example: Tensor) -> dict[str, float]:
-    """Return multiplications with weights that are left, and how many parameters are."""
-    positions: dict[str, float] = {}
-    handles = []
-    for name, module in model.named_modules():
-        if name in masks:
-
-            def hook(layer: Any, _given: Any, output: Tensor, name: str = name) -> None:
-                positions[name] = output[0].numel() / layer.weight.shape[0]
-
-            handles.append(module.register_forward_hook(hook))
-    whole = size(model, example)
-    for handle in handles:
-        handle.remove()
-    gone = {n: float((1 - targets["weight"]).sum()) for n, targets in masks.items()}
-    return {
-        "macs": whole["macs"] - sum(positions[n] * count for n, count in gone.items()),
-        "params": whole["params"] - sum(gone.values()),
-    }

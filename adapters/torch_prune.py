@@ -16,9 +16,8 @@ from de_plugin.assess.divergence import Divergence
 from de_plugin.assess.problem import Problem
 from de_plugin.assess.teacher import Forward
 from de_plugin.criteria import Criterion
-from de_plugin.criteria import criterion as resolved
 from de_plugin.errors import ArgumentError, SelectionError, TargetError
-from de_plugin.prune import Budget, Evolving, Report, Schedule, remove
+from de_plugin.prune import Budget, Report, Schedule, remove
 from de_plugin.prune.cycle import Cycles
 from de_plugin.prune.plan import Plan
 from de_plugin.prune.target import check_sparsity
@@ -113,13 +112,10 @@ def de_unstructured(
     Args:
         module: whose parameter it is, in `model`.
         name: of the parameter, such as "weight".
-        model: what the divergence is measured of, in eval mode; earlier masks of torch are kept.
-        batches: calibration data, see `de_plugin.prune`.
-        amount: a fraction in [0, 1) of the weights that are left, or a number of weights.
-        options: see `Options` and `de_plugin.prune`.
-
-    Returns:
-        What was done; its masks hold earlier pruning as well.
+        model: this and the rest as for `global_unstructured`.
+        batches: calibration data.
+        amount: a fraction, or a number of weights.
+        options: see `Options`.
 
     Raises:
         DEError: an argument cannot work; the message says what to do.
@@ -192,12 +188,15 @@ def _searched(
     problem.kept, problem.protected = kept, ~kept  # what went earlier stays away
     gone, count = int((~kept).sum()), len(kept)
     target = (gone + _number(amount, count - gone)) / count
-    rank = resolved(criterion)
-    if not isinstance(schedule, Schedule):
-        cycles = schedule if schedule is not None else 10 if isinstance(rank, Evolving) else 1
-        schedule = Schedule(cycles, start=gone / count)
     plan = Plan.of(
-        problem, target, rank, scope="global", schedule=schedule, recovery_=None, finish=None, budget=budget
+        problem,
+        target,
+        criterion,
+        scope="global",
+        schedule=schedule,
+        recovery_=None,
+        finish=None,
+        budget=budget,
     )
     plan.prepare(problem)
     return Cycles(problem, plan, started).run()

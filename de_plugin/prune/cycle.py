@@ -175,7 +175,8 @@ class Cycles:
     def run(self, progress: Callable[[Progress], None] | None = None) -> Report:
         """Go through all cycles that are left and finish."""
         problem, plan = self.problem, self.plan
-        fractions = plan.schedule.fractions(plan.total / problem.units.count)
+        count = problem.units.count
+        fractions = plan.schedule.fractions(plan.total / count, int((~problem.kept).sum()) / count)
         last = len(fractions)
         self._resume()
         for number, fraction in enumerate(fractions[self.done :], self.done + 1):
@@ -183,7 +184,7 @@ class Cycles:
             if number < last and self._spent():
                 self.cut_short = True
                 continue
-            aim = plan.total if number == last else round(fraction * problem.units.count)
+            aim = plan.total if number == last else round(fraction * count)
             self._cycle(number, aim)
             self._keep(number)
             if progress is not None:

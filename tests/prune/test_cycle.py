@@ -10,7 +10,9 @@ import torch.nn.utils.prune as torch_prune
 from torch import nn
 
 import de_plugin
-from de_plugin import Budget, Progress, Schedule
+from de_plugin import Budget, Problem, Progress, Schedule
+from de_plugin.prune.cycle import Cycles
+from de_plugin.prune.plan import Plan
 from tests.prune.small import QUICK, data, network, same, state
 
 # -- targets -------------------------------------------------------------------------------------
@@ -143,3 +145,20 @@ def test_recoveries_between_cycles_and_at_the_end() -> None:
     assert report.divergence < report.history[-1].divergence_cut
     values = dict(model.named_parameters())
     assert all(bool((values[n][~m] == 0).all()) for n, m in report.masks.items())
+
+
+def test_cycles_begin_where_earlier_pruning_has_ended() -> None:
+    """What is gone already takes no cycles: each of them goes part of the way that is left."""
+    torch.manual_seed(0)
+    problem = Problem(nn.Sequential(nn.Linear(10, 10)).eval(), torch.randn(64, 10))
+    problem.kept = torch.arange(100) >= 60
+    problem.protected = ~problem.kept
+    plan = Plan.of(
+        problem, 0.9, "magnitude", scope="global", schedule=3, recovery_=None, finish=None, budget=None
+    )
+    plan.prepare(problem)
+    found = Cycles(problem, plan, 0.0).run()
+    sparsities = [record.sparsity for record in found.history]
+    assert sparsities[0] > 0.7
+    assert sparsities == sorted(set(sparsities))
+    assert sparsities[-1] == pytest.approx(0.9)

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from de_plugin.adapters.neural_compressor.compensating import Compensating
-from de_plugin.adapters.neural_compressor.layers import channel_axis, units_of
-from de_plugin.adapters.neural_compressor.parts import exact, layer_of, squared_error, weighed
+from de_plugin.adapters.neural_compressor.layers import units_of
+from de_plugin.adapters.neural_compressor.parts import layer_of, squared_error, weighed
 from de_plugin.adapters.neural_compressor.settings import BEST, ENTROPY, TRIED, Choice, Settings
+from de_plugin.assess.layers import output_dim
 from de_plugin.assess.problem import Problem
 from de_plugin.encode.quantized import Quantized
 from de_plugin.errors import ArgumentError
@@ -23,7 +24,7 @@ from de_plugin.quantize.between import Around
 from de_plugin.quantize.codebook import codebook
 from de_plugin.quantize.entropy import HIGH_RATE
 from de_plugin.quantize.rates import Rates
-from de_plugin.quantize.student import Part, Student
+from de_plugin.quantize.student import Part, Student, at_precision
 from de_plugin.quantize.trial import Trial
 from de_plugin.quantize.uniform import Uniform
 from de_plugin.quantize.weighting import Weighting, importance
@@ -146,14 +147,14 @@ class Bench:
         if key not in self.fits:
             number = self.parts.index(part)
             costs = self._importance
-            axis = channel_axis(self.units.layers[number].module) if choice.granularity == "channel" else None
+            axis = output_dim(self.units.layers[number].module) if choice.granularity == "channel" else None
             count = 2**choice.bits
             if choice.codebook in _ZERO_APART and bool(part.kept.all()):
                 count = min(256, count + 1)
             priced = {"price": choice.price * HIGH_RATE} if choice.codebook == ENTROPY else {}
             book = codebook(choice.codebook, levels=count, axis=axis, **priced)
             found = book.fit(part.weight, part.kept, None if costs is None else costs[number])
-            self.fits[key] = exact(found, part.parameter.dtype)
+            self.fits[key] = at_precision(found, part.parameter.dtype)
         return self.fits[key]
 
     @cached_property
@@ -268,7 +269,9 @@ class Bench:
         for name, p in self._biases.items():
             values = p.detach().cpu()
             if p.numel():
-                result[name] = exact(rule.fit(values, torch.ones_like(values, dtype=torch.bool)), p.dtype)
+                result[name] = at_precision(
+                    rule.fit(values, torch.ones_like(values, dtype=torch.bool)), p.dtype
+                )
         return result
 
     def write(self, finished: Finished, model: nn.Module | None = None) -> None:

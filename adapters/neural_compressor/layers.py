@@ -10,14 +10,12 @@ from typing import Any
 
 from torch import nn
 
-from de_plugin.assess.layers import EMBEDDING, PRUNABLE, is_masked, usable, weight_names
+from de_plugin.assess.layers import PRUNABLE, is_masked, usable, weight_names
 from de_plugin.assess.units import ParameterUnits
 from de_plugin.errors import SelectionError
 
 Info = list[tuple[str, str]]
 """Name and type's name of each layer, in the model's order."""
-
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 def layer_info(model: nn.Module) -> Info:
@@ -65,11 +63,6 @@ def units_of(model: nn.Module, names: Iterable[str]) -> ParameterUnits:
 def _parameter(module: nn.Module, own: str) -> Any:
     """Return a weight, or what is behind its mask."""
     return module._parameters.get(own, module._parameters.get(f"{own}_orig"))
-
-
-def channel_axis(module: nn.Module) -> int:
-    """Return the dimension of a module's weight that counts outputs."""
-    return 1 if isinstance(module, (*_TRANSPOSED, *EMBEDDING)) else 0
 
 
 def matches(key: Any, name: str, kind: str, names: Sequence[str]) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from de_plugin.encode.quantized import Quantized
@@ -25,10 +24,3 @@ def weighed(part: Part, costs: Tensor) -> Part:
 def layer_of(parameter: str) -> str:
     """Return the name of the layer that owns a parameter."""
     return parameter.rpartition(".")[0]
-
-
-def exact(quantized: Quantized, dtype: torch.dtype) -> Quantized:
-    """Round levels to the type in which they are kept."""
-    if dtype in (torch.float32, torch.float64):
-        return quantized
-    return replace(quantized, levels=quantized.levels.to(dtype).float())

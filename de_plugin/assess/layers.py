@@ -13,14 +13,14 @@ from torch import Tensor, nn
 
 from de_plugin.assess.granularity import Channel, Granularity
 
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 EMBEDDING = (nn.Embedding, nn.EmbeddingBag)
 PRUNABLE: tuple[type[nn.Module], ...] = (
     nn.Linear,
     nn.Conv1d,
     nn.Conv2d,
     nn.Conv3d,
-    *_TRANSPOSED,
+    *TRANSPOSED,
     *EMBEDDING,
     nn.MultiheadAttention,
 )
@@ -55,7 +55,7 @@ class Layer:
     @property
     def outputs_first(self) -> bool:
         """Whether the parameter's own order of dimensions is the canonical one, that of a plain product."""
-        return not isinstance(self.module, (*EMBEDDING, *_TRANSPOSED))
+        return not isinstance(self.module, (*EMBEDDING, *TRANSPOSED))
 
     def canonical(self, values: Tensor) -> Tensor:
         """Bring ``(..., *parameter.shape)`` to ``(..., out, in, *kernel)``."""
@@ -63,7 +63,7 @@ class Layer:
         at = len(lead)
         if isinstance(self.module, EMBEDDING):
             return values.transpose(at, at + 1)
-        if isinstance(self.module, _TRANSPOSED):
+        if isinstance(self.module, TRANSPOSED):
             inputs, outputs, *kernel = self.parameter.shape
             grouped = values.reshape(*lead, self.groups, inputs // self.groups, outputs, *kernel)
             return grouped.transpose(at + 1, at + 2).reshape(*lead, *self.shape)
@@ -75,7 +75,7 @@ class Layer:
         at = len(lead)
         if isinstance(self.module, EMBEDDING):
             return values.transpose(at, at + 1)
-        if isinstance(self.module, _TRANSPOSED):
+        if isinstance(self.module, TRANSPOSED):
             outputs, inputs, *kernel = self.shape
             grouped = values.reshape(*lead, self.groups, outputs // self.groups, inputs, *kernel)
             return grouped.transpose(at + 1, at + 2).reshape(*lead, *self.parameter.shape)
@@ -84,6 +84,11 @@ class Layer:
     def with_alias(self, name: str) -> Layer:
         """Return the same layer with one more name under which its tensor is known."""
         return replace(self, aliases=(*self.aliases, name))
+
+
+def output_dim(module: nn.Module) -> int:
+    """Return the dimension of a module's weight that counts outputs."""
+    return 1 if isinstance(module, (*TRANSPOSED, *EMBEDDING)) else 0
 
 
 def weight_names(module: nn.Module) -> tuple[str, ...]:
@@ -127,7 +132,7 @@ def describe(
     shape = parameter.shape
     if isinstance(module, EMBEDDING):
         shape = torch.Size((shape[1], shape[0]))
-    elif isinstance(module, _TRANSPOSED):
+    elif isinstance(module, TRANSPOSED):
         shape = torch.Size((shape[1] * groups, shape[0] // groups, *shape[2:]))
     bias_own = "in_proj_bias" if own == "in_proj_weight" else "bias"
     bias = module._parameters.get(bias_own) if isinstance(granularity_, Channel) else None

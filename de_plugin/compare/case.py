@@ -86,11 +86,6 @@ class Case:
         }
 
     @property
-    def unlabelled(self) -> list[tuple[Any, ...]]:
-        """Return the calibration data without labels."""
-        return [(batch[0],) for batch in self.batches]
-
-    @property
     def inputs(self) -> Tensor:
         """Return all inputs as one tensor ``(samples, ...)``.
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
+from de_plugin.assess.layers import output_dim
 from de_plugin.compare.case import Case
 from de_plugin.compare.sizes import Size, size
 from de_plugin.errors import DataError, OutputError
@@ -85,7 +86,7 @@ class Ruler:
         shape = module.get_parameter(own).shape
         if not self.channels:
             return shape.numel()
-        return shape[1 if isinstance(module, nn.modules.conv._ConvTransposeNd) else 0]
+        return shape[output_dim(module)]
 
     def _left(self, model: nn.Module, name: str) -> int:
         """Return how many weights or channels of a parameter are other than zero."""
@@ -96,7 +97,7 @@ class Ruler:
         except AttributeError:  # it is gone as a whole
             return 0
         if self.channels:
-            dim = 1 if isinstance(module, nn.modules.conv._ConvTransposeNd) else 0
+            dim = output_dim(module)
             used = used.movedim(dim, 0).flatten(1).any(1)
         return int(used.sum())
 

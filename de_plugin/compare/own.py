@@ -9,6 +9,7 @@ import torch
 import torch.nn.utils.prune as torch_prune
 from torch import Tensor, nn
 
+from de_plugin.assess.layers import output_dim
 from de_plugin.compare.bounded import bounded
 from de_plugin.compare.case import Case, Host, Method, Pruned
 from de_plugin.criteria import Criterion, blend, criterion, nest
@@ -133,7 +134,7 @@ def _each(mask: Callable[..., nn.Module], case: Case, model: nn.Module) -> None:
 
 def _channels(norm: int | None, case: Case, model: nn.Module) -> None:
     for module, name in _places(case, model)[1]:
-        dim = 1 if isinstance(module, nn.modules.conv._ConvTransposeNd) else 0
+        dim = output_dim(module)
         if norm is None:
             torch_prune.random_structured(module, name, case.sparsity, dim)
         else:

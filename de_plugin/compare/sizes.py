@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
+from de_plugin.assess.layers import TRANSPOSED
 from de_plugin.assess.teacher import Forward
 
 _COUNTED = (nn.Linear, nn.modules.conv._ConvNd)
@@ -61,7 +62,7 @@ def size(model: nn.Module, inputs: Any, forward: Forward, prunable: Sequence[str
         unused = float((~used).sum())
         gone += unused
         spared += unused * layer.positions
-        if isinstance(module.bias, Tensor) and not isinstance(module, nn.modules.conv._ConvTransposeNd):
+        if isinstance(module.bias, Tensor) and not isinstance(module, TRANSPOSED):
             gone += float((~used.flatten(1).any(1) & (module.bias.detach() == 0)).sum())
     parameters = dict(model.named_parameters())
     for name in prunable:
@@ -106,7 +107,7 @@ def _hook(found: dict[str, _Layer], name: str) -> Callable[[Any, tuple[Any, ...]
             return
         if isinstance(layer, nn.Linear):
             alive, positions = (given[0] != 0).flatten(0, -2).any(0), output.numel() / output.shape[-1]
-        elif isinstance(layer, nn.modules.conv._ConvTransposeNd):  # a weight meets every input position
+        elif isinstance(layer, TRANSPOSED):  # a weight meets every input position
             alive, positions = _channels(given[0]), given[0].numel() / given[0].shape[1]
         else:
             alive, positions = _channels(given[0]), output.numel() / output.shape[1]
@@ -147,6 +148,6 @@ def _readers(layer: Any, alive: Tensor) -> Tensor:
     if isinstance(layer, nn.Linear):
         return alive[None]
     outputs, rest = layer.weight.shape[0], (1,) * (layer.weight.dim() - 2)
-    if isinstance(layer, nn.modules.conv._ConvTransposeNd):
+    if isinstance(layer, TRANSPOSED):
         return alive.view(-1, 1, *rest)
     return alive.view(layer.groups, -1).repeat_interleave(outputs // layer.groups, 0).view(outputs, -1, *rest)

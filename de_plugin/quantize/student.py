@@ -100,7 +100,7 @@ class Student:
         rule = Uniform(bits=self.biases)
         values = {name: p.detach().cpu() for name, p in self.vectors.items()}
         return {
-            name: _exact(rule.fit(v, torch.ones_like(v, dtype=torch.bool)), self.vectors[name].dtype)
+            name: at_precision(rule.fit(v, torch.ones_like(v, dtype=torch.bool)), self.vectors[name].dtype)
             for name, v in values.items()
         }
 
@@ -211,7 +211,7 @@ class Student:
 
     def exact(self, part: Part, quantized: Quantized) -> Quantized:
         """Round the levels to the parameter's type, in which they are kept."""
-        return _exact(quantized, part.parameter.dtype)
+        return at_precision(quantized, part.parameter.dtype)
 
 
 @dataclass(frozen=True)
@@ -247,7 +247,8 @@ class Scale:
         return guess.values + guess.table + self.ratios.get(name, 1.0) * guess.places
 
 
-def _exact(quantized: Quantized, dtype: torch.dtype) -> Quantized:
+def at_precision(quantized: Quantized, dtype: torch.dtype) -> Quantized:
+    """Round levels to the type in which they are kept."""
     if dtype in (torch.float32, torch.float64):
         return quantized
     return replace(quantized, levels=quantized.levels.to(dtype).float())

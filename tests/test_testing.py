@@ -51,7 +51,7 @@ def test_builtin_divergences_keep_their_promises(measure: de_plugin.Divergence) 
     testing.check_divergence(measure)
 
 
-@pytest.mark.parametrize("name", ["none", "batchnorm", "bias", "leastsquares", "distill"])
+@pytest.mark.parametrize("name", ["none", "batchnorm", "bias", "leastsquares", "reconstruct", "distill"])
 def test_builtin_recoveries_keep_their_promises(name: str) -> None:
     testing.check_recovery(recovery(name))
 

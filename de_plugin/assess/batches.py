@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
+from de_plugin.assess.layout import channels_last, is_channels_last
 from de_plugin.errors import ArgumentError, DataError
 from de_plugin.types import PyTree
 
@@ -205,6 +206,7 @@ class Pool:
         self._spill = spill
         self.stacked: PyTree | None = None
         self._batches = batches
+        self._laid = is_channels_last(batches[0].inputs)
         self.count = len(batches)
         if _stackable(trees, sizes):
             self.count = sum(sizes)
@@ -253,7 +255,7 @@ class Pool:
                 lambda x, p=part: x if x is None else x.index_select(0, p.to(x.device)),
                 self.stacked,
             )
-            result.append(Batch(inputs, labels, teacher, len(part)))
+            result.append(Batch(channels_last(inputs) if self._laid else inputs, labels, teacher, len(part)))
         return result
 
 

@@ -19,11 +19,12 @@ from torch.overrides import TorchFunctionMode
 from de_plugin.assess.attention import plain_attention
 from de_plugin.assess.batches import Batch
 from de_plugin.assess.design import CONVOLUTIONS, TRANSPOSED, Call, paddings, several
+from de_plugin.errors import ArgumentError
 
 if TYPE_CHECKING:
     from de_plugin.assess.problem import Problem
 
-__all__ = ["Call", "Capture", "grams", "input_energy", "observe"]
+__all__ = ["Call", "Capture", "grams", "input_energy", "observe", "one_pass"]
 
 
 class Capture(TorchFunctionMode):
@@ -137,6 +138,31 @@ def observe(problem: Problem, batches: list[Batch], visit: Callable[[Call], None
     with torch.no_grad(), plain_attention(), Capture(problem, visit):
         for batch in batches:
             problem.forward(problem.model, batch.inputs)
+
+
+def one_pass(problem: Problem, samples: int, memory: int, generator: torch.Generator) -> Tensor:
+    """Return search samples for one forward pass, int64, in which layer after layer can be changed.
+
+    Args:
+        problem: whose samples they are.
+        samples: at most so many.
+        memory: bytes of the layers' inputs in that pass, about; fewer samples where they would take more.
+        generator: chooses them.
+
+    Raises:
+        ArgumentError: samples differ in shape.
+    """
+    if problem.pool.stacked is None:
+        raise ArgumentError(
+            "batches: the samples differ in shape and cannot be seen in one forward pass, as "
+            "rounding='compensated' and recovery='reconstruct' need it; pad them alike, or use "
+            "rounding='nearest' and recovery='leastsquares'"
+        )
+    sizes: list[int] = []
+    observe(problem, problem.pool.take(problem.search[:1]), lambda call: sizes.append(call.inputs.nbytes))
+    count = min(samples, len(problem.search), max(1, memory // max(1, 2 * sum(sizes))))
+    order = torch.randperm(len(problem.search), generator=generator)
+    return problem.search[order[:count]]
 
 
 def _wide(x: Tensor) -> torch.dtype:

@@ -7,7 +7,7 @@ its input for rows.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,33 +40,80 @@ class Call:
     kind: str
     options: dict[str, Any]
 
-    def design(self, layer: Layer, positions: int | None = None) -> Tensor | None:
+    def design(self, layer: Layer, positions: int | Tensor | None = None) -> Tensor | None:
         """Return the inputs as ``(groups, positions, in per group x kernel)``.
 
         Args:
             layer: the layer that was called.
-            positions: keep at most this many, evenly spaced.
+            positions: keep at most this many, evenly spaced; or those of these numbers, int64, where
+                samples come first and their places follow in row-major order.
 
         Returns:
             The design matrices in canonical order of columns, or None for an embedding, whose design is
             one-hot.
         """
-        if self.kind == "embedding" or (self.kind == "linear" and isinstance(layer.module, EMBEDDING)):
+        if self._one_hot(layer):
             return None
         if self.kind == "linear":
             flat = self.inputs.reshape(1, -1, self.inputs.shape[-1])
-            return flat[:, _spaced(flat.shape[1], positions)]
+            chosen = _chosen(flat.shape[1], positions)
+            return flat if chosen is None else flat[:, chosen.to(flat.device)]
         return _unfolded(self, layer, positions)
 
+    def positions(self, layer: Layer) -> int:
+        """Return how many positions the design has, samples times places; 0 for an embedding."""
+        if self._one_hot(layer):
+            return 0
+        if self.kind == "linear":
+            return self.inputs.shape[:-1].numel()
+        return math.prod(_windows(self, layer)[1])
 
-def _spaced(count: int, positions: int | None) -> Tensor | slice:
+    def uses(self, layer: Layer, positions: int | Tensor | None = None) -> Iterator[tuple[slice, Tensor]]:
+        """Yield canonical outputs that share inputs, and these ``(positions, in per group x kernel)``.
+
+        Args:
+            layer: the layer that was called.
+            positions: as of `design`.
+        """
+        design = self.design(layer, positions)
+        if design is None:
+            return
+        start, stop, _ = self.rows.indices(layer.shape[0])
+        width = (stop - start) // len(design)
+        for group, inputs in enumerate(design):
+            yield slice(start + group * width, start + (group + 1) * width), inputs
+
+    def _one_hot(self, layer: Layer) -> bool:
+        return self.kind == "embedding" or (self.kind == "linear" and isinstance(layer.module, EMBEDDING))
+
+
+def _chosen(count: int, positions: int | Tensor | None) -> Tensor | None:
+    """Return which of the positions stay, int64; None: all."""
+    if isinstance(positions, Tensor):
+        return positions
     if positions is None or count <= positions:
-        return slice(None)
+        return None
     return torch.linspace(0, count - 1, positions).round().long()
 
 
-def _unfolded(call: Call, layer: Layer, positions: int | None) -> Tensor:
-    """Cut convolution inputs into patches; a transposed one is a plain one of the spread-out input."""
+def _unfolded(call: Call, layer: Layer, positions: int | Tensor | None) -> Tensor:
+    """Cut convolution inputs into patches."""
+    windows, places = _windows(call, layer)
+    chosen = _chosen(math.prod(places), positions)
+    if chosen is None:
+        rows = windows.reshape(-1, *windows.shape[len(places) :])
+    else:
+        rows = windows[torch.unravel_index(chosen.to(windows.device), places)]
+    if call.kind in TRANSPOSED:
+        rows = rows.flip(tuple(range(2, rows.dim())))
+    return rows.reshape(len(rows), layer.groups, -1).transpose(0, 1)
+
+
+def _windows(call: Call, layer: Layer) -> tuple[Tensor, tuple[int, ...]]:
+    """Return a view of the patches, and the samples and places that come first in its shape.
+
+    A transposed convolution is a plain one of the spread-out input, its kernel turned round.
+    """
     kernel = tuple(layer.shape[2:])
     dims = len(kernel)
     x = call.inputs if call.inputs.dim() == dims + 2 else call.inputs[None]
@@ -83,19 +130,11 @@ def _unfolded(call: Call, layer: Layer, positions: int | None) -> Tensor:
         stride = (1,) * dims
     else:
         x = F.pad(x, pad_list(padding))
+    taps = (slice(None),) * (2 + dims)
     for axis in range(dims):
-        size = x.shape[2 + 2 * axis] - dilation[axis] * (kernel[axis] - 1)
-        at = torch.arange(0, size, stride[axis])[:, None] + torch.arange(kernel[axis]) * dilation[axis]
-        if call.kind in TRANSPOSED:
-            at = at.flip(1)
-        x = x.index_select(2 + 2 * axis, at.flatten().to(x.device)).unflatten(2 + 2 * axis, at.shape)
-    order = [2 + 2 * a for a in range(dims)]
-    taps = [3 + 2 * a for a in range(dims)]
-    grouped = x.permute([1, 0, *order, *taps])
-    channels = grouped.shape[0]
-    flat = grouped.reshape(layer.groups, channels // layer.groups, -1, math.prod(kernel))
-    flat = flat[:, :, _spaced(flat.shape[2], positions)]
-    return flat.transpose(1, 2).reshape(layer.groups, flat.shape[2], -1)
+        x = x.unfold(2 + axis, dilation[axis] * (kernel[axis] - 1) + 1, stride[axis])
+        x = x[(*taps, *(slice(None),) * axis, slice(None, None, dilation[axis]))]
+    return x.movedim(1, 1 + dims), (len(x), *x.shape[2 : 2 + dims])
 
 
 def several(value: Any, dims: int) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from de_plugin.assess.candidates import Candidates, Flipped, Made
 from de_plugin.assess.repair import Repair, SideBySide
@@ -27,6 +28,9 @@ _TRIED = 16
 
 _REPAIRED = 16
 """Samples that a trial with a repair takes: statistics of a few make every difference a large one."""
+
+_NUMBERS = 1 << 20
+"""Numbers of input that are enough for statistics: two large images are, and more would take minutes."""
 
 
 class Evaluator(Protocol):
@@ -66,6 +70,8 @@ class Guarded:
         if repair is not None and not isinstance(repair, SideBySide):
             return self._serial(population, index, repair)
         if self._given_up("plain") or self._given_up(way):
+            return self._serial(population, index, repair)
+        if repair is not None and len(population) == 1:  # there is nothing to put side by side
             return self._serial(population, index, repair)
         if repair is not None and not self.problem.remember(("tried", repair), partial(self._try, repair)):
             return self._serial(population, index, repair)
@@ -161,7 +167,7 @@ def _trial(problem: Problem, fast: Population, repair: Repair | None = None) -> 
     population = Made(tried, tuple(range(len(changes) + 1)), problem.units.count)
     index = problem.search[:1]
     if problem.pool.stacked is not None:
-        index = problem.search[: 2 if repair is None else _REPAIRED]
+        index = problem.search[: 2 if repair is None else _enough(problem)]
     expected = Serial(problem)(population, index, repair)
     found = fast.side_by_side(population, index, repair)
     precision = max(torch.finfo(layer.parameter.dtype).eps for layer in problem.units.layers)
@@ -174,6 +180,13 @@ def _trial(problem: Problem, fast: Population, repair: Repair | None = None) -> 
     names = [*(layer.name for layer in layers), type(problem.model).__name__]
     wrong = [name for name, same in zip(names, close.tolist(), strict=True) if not same]
     return f"{wrong[0]} gives other results side by side" if wrong else ""
+
+
+def _enough(problem: Problem) -> int:
+    """Return how many samples statistics are tried on."""
+    [one] = problem.pool.take(problem.search[:1])
+    numbers = sum(x.numel() for x in tree_leaves(one.inputs) if isinstance(x, Tensor))
+    return min(_REPAIRED, max(2, _NUMBERS // max(1, numbers)))
 
 
 def _warn(problem: Problem, obstacle: str) -> None:

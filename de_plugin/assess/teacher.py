@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch.utils._pytree import tree_map
 
 from de_plugin.assess.batches import Batch, Spill, read
 from de_plugin.assess.divergence import Divergence, leaves
+from de_plugin.assess.layout import channels_last, prefers_channels_last
 from de_plugin.errors import ArgumentError, DataError, DEError, OutputError
 from de_plugin.types import PyTree
 
@@ -77,6 +79,8 @@ def ask(
 ) -> list[Batch]:
     """Read the calibration data and let the model, still the teacher, answer it.
 
+    Images lie in memory as the model takes them fastest.
+
     Args:
         forward: calls the model.
         model: the teacher.
@@ -91,9 +95,13 @@ def ask(
         DataError: there are no samples, or the model can't take them.
         OutputError: the outputs hold no floating-point tensor, or NaN or infinite values.
     """
-    result = []
+    result: list[Batch] = []
+    laid = False
     for inputs, labels, size in read(batches, samples=samples, memory=memory, device=device):
-        for part, targets, count in _chunks((inputs, labels), size, batch_size):
+        for whole, targets, count in _chunks((inputs, labels), size, batch_size):
+            if not result:
+                laid = prefers_channels_last(partial(_answer, forward), model, whole)
+            part = channels_last(whole) if laid and isinstance(whole, Tensor) and whole.dim() == 4 else whole
             outputs = _answer(forward, model, part)
             _check_outputs(outputs)
             kept = tree_map(lambda x: spill.keep(x.detach()) if isinstance(x, Tensor) else x, outputs)

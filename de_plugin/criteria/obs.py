@@ -83,8 +83,8 @@ class OBS(GradientCriterion):
         """Return how the surviving weights best change when the units `removed` go all at once.
 
         Within each block the change minimises ½ dᵀHd under d = -w on what is removed: the solution
-        is -H⁻¹[:,Q](H⁻¹[Q,Q])⁻¹w_Q (Kurtic et al., arXiv:2203.07259, sec. 3), for the survivors S
-        the same as H[S,S]⁻¹H[S,Q]w_Q, which is what is solved here.
+        is ``-H⁻¹[:,Q](H⁻¹[Q,Q])⁻¹w_Q`` (Kurtic et al., arXiv:2203.07259, sec. 3), for the survivors S
+        the same as ``H[S,S]⁻¹H[S,Q]w_Q``, which is what is solved here.
 
         Args:
             problem: the student before the removal, with ``problem.kept`` in force.

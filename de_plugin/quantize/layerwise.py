@@ -131,7 +131,8 @@ class CompensatedRates(Rates):
         done: set[_Rows] = set()
 
         def visit(call: Call) -> None:
-            for rows, design in self._uses(call) if call.layer in seen else ():
+            uses = call.uses(problem.units.layers[call.layer], self.how.positions)
+            for rows, design in uses if call.layer in seen else ():
                 key = (call.layer, rows.start)
                 if key not in done and len(self.aims[key]) == len(design):
                     done.add(key)
@@ -169,7 +170,8 @@ class CompensatedRates(Rates):
 
         def visit(call: Call) -> None:
             number = call.layer
-            for rows, design in self._uses(call) if number in seen else ():
+            uses = call.uses(problem.units.layers[number], self.how.positions)
+            for rows, design in uses if number in seen else ():
                 if (number, rows.start) in left:
                     left.remove((number, rows.start))
                     forms.setdefault(number, []).append(self._form(number, rows, design)[:2])
@@ -198,23 +200,12 @@ class CompensatedRates(Rates):
         shape = self.student.problem.units.layers[number].shape
         return shape[0], shape[1:].numel()
 
-    def _uses(self, call: Call) -> Iterator[tuple[slice, Tensor]]:
-        """Yield the rows that share inputs, and these ``(positions, inputs)``, of a use of a layer."""
-        layer = self.student.problem.units.layers[call.layer]
-        design = call.design(layer, self.how.positions)
-        if design is None:
-            return
-        start, stop, _ = call.rows.indices(layer.shape[0])
-        width = (stop - start) // len(design)
-        for group, inputs in enumerate(design):
-            yield slice(start + group * width, start + (group + 1) * width), inputs
-
     def _aim(self, call: Call) -> None:
         """Remember the products of a layer's first use, and what errors of its outputs cost."""
         layer = self.student.problem.units.layers[call.layer]
         weight = layer.canonical(layer.parameter.detach()).flatten(1)
         importance = self.student.parts[call.layer].importance
-        for rows, inputs in self._uses(call):
+        for rows, inputs in call.uses(layer, self.how.positions):
             key = (call.layer, rows.start)
             if key in self.aims or layer.aliases:  # what is made good in one of its places harms another
                 continue

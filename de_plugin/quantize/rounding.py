@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-
 from de_plugin.assess.batches import Batch
-from de_plugin.assess.capture import observe
+from de_plugin.assess.capture import one_pass
 from de_plugin.assess.guard import check_counts
 from de_plugin.assess.problem import Problem
 from de_plugin.errors import ArgumentError
@@ -62,16 +60,8 @@ def samples_of(problem: Problem, how: Compensated) -> Batch:
     Raises:
         ArgumentError: samples differ in shape.
     """
-    if problem.pool.stacked is None:
-        raise ArgumentError(
-            "rounding='compensated': the samples of the batches differ in shape and cannot be seen in one "
-            "forward pass; pad them alike, or use rounding='nearest'"
-        )
-    sizes: list[int] = []
-    observe(problem, problem.pool.take(problem.search[:1]), lambda call: sizes.append(call.inputs.nbytes))
-    count = min(how.samples, len(problem.search), max(1, how.memory // max(1, 2 * sum(sizes))))
-    order = torch.randperm(len(problem.search), generator=problem.generator(_KEY))
-    [batch] = problem.pool.take(problem.search[order[:count]], count)
+    index = one_pass(problem, how.samples, how.memory, problem.generator(_KEY))
+    [batch] = problem.pool.take(index, len(index))
     return batch
 
 

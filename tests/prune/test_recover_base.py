@@ -15,6 +15,7 @@ from de_plugin.prune.recover import (
     BiasCorrection,
     Distillation,
     LeastSquares,
+    Reconstruction,
     Recovery,
     Sequence,
     recovery,
@@ -24,6 +25,7 @@ NAMES = {
     "batchnorm": BatchNormMatching,
     "bias": BiasCorrection,
     "leastsquares": LeastSquares,
+    "reconstruct": Reconstruction,
     "distill": Distillation,
     "none": Sequence,
 }

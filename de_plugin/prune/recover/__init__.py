@@ -6,12 +6,14 @@ from de_plugin.prune.recover.bias import BiasCorrection
 from de_plugin.prune.recover.distill import Distillation
 from de_plugin.prune.recover.leastsquares import LeastSquares
 from de_plugin.prune.recover.obs import SurgeonUpdate
+from de_plugin.prune.recover.reconstruct import Reconstruction
 
 __all__ = [
     "BatchNormMatching",
     "BiasCorrection",
     "Distillation",
     "LeastSquares",
+    "Reconstruction",
     "Recovery",
     "Sequence",
     "SurgeonUpdate",

@@ -92,6 +92,7 @@ def _named() -> dict[str, Callable[[], Recovery]]:
     from de_plugin.prune.recover.distill import Distillation
     from de_plugin.prune.recover.leastsquares import LeastSquares
     from de_plugin.prune.recover.obs import SurgeonUpdate
+    from de_plugin.prune.recover.reconstruct import Reconstruction
 
     return {
         "none": Sequence,
@@ -99,6 +100,7 @@ def _named() -> dict[str, Callable[[], Recovery]]:
         "batchnorm": BatchNormMatching,
         "bias": BiasCorrection,
         "leastsquares": LeastSquares,
+        "reconstruct": Reconstruction,
         "distill": Distillation,
     }
 
@@ -107,8 +109,8 @@ def recovery(spec: str | Recovery | Iterable[str | Recovery] | None) -> Recovery
     """Return the recovery that a specification stands for.
 
     Args:
-        spec: None or "none", "obs", "batchnorm", "bias", "leastsquares", "distill", an object that
-            implements `Recovery`, or a list of these, applied in order.
+        spec: None or "none", "obs", "batchnorm", "bias", "leastsquares", "reconstruct", "distill", an
+            object that implements `Recovery`, or a list of these, applied in order.
 
     Raises:
         ArgumentError: it is none of these.

@@ -7,8 +7,8 @@ interpolated networks (Jordan et al., arXiv:2211.08403).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -65,6 +65,14 @@ class BatchNormMatching(MomentMatching):
     def in_assessment(self) -> Repair:
         """Return the matching on a candidate's own batches, undone on exit."""
         return Tentative(self)
+
+    def watched(self, problem: Problem) -> Sequence[str]:
+        """Return the names of the batch norms that are matched."""
+        return list(self._teacher(problem))
+
+    def matching(self, problem: Problem) -> AbstractContextManager[None]:
+        """Match each batch norm for good just before it runs, in what is run inside the block."""
+        return _matching(problem.model, self._teacher(problem))
 
     def _watched(self, model: nn.Module) -> dict[str, tuple[nn.Module, int]]:
         return {name: (norm, 1) for name, norm in _norms(model).items()}

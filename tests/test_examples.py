@@ -13,16 +13,20 @@ import pytest
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
-def told(script: str, host: str, extra: str) -> list[str]:
+def told(script: str, host: str = "", extra: str = "", ranks: int = 0) -> list[str]:
     """Run a script as a user would and return its lines; skip the test where its host is not installed."""
-    if importlib.util.find_spec(host) is None:
+    if host and importlib.util.find_spec(host) is None:
         pytest.skip(
             f"{script} is about {host}, an optional package that the engine does without; `make test` "
             f"installs it, elsewhere: pip install 'de_plugin[{extra}]'"
         )
     path = EXAMPLES / script
     assert len(path.read_text().splitlines()) < 40
-    done = subprocess.run([sys.executable, path], capture_output=True, text=True, check=False)
+    launcher = (
+        ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks else []
+    )
+    command = [sys.executable, *launcher, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 
@@ -51,3 +55,25 @@ def test_one_swapped_line_keeps_more_accuracy_at_the_same_size(script: str, host
     (*sizes, other), (*same, ours) = (numbers(line) for line in told(script, host, extra))
     assert sizes == same
     assert float(ours) > float(other) + 5
+
+
+@pytest.mark.real_data
+def test_a_network_becomes_a_file_of_a_fortieth_and_is_read_again() -> None:
+    (size, dense), (small, percent) = (numbers(line) for line in told("quickstart.py"))
+    assert int(small.replace(",", "")) < int(size.replace(",", "")) / 40
+    assert float(percent) > float(dense) - 8
+
+
+@pytest.mark.real_data
+def test_evolution_keeps_more_than_criteria_alone_and_so_does_a_nest_with_it() -> None:
+    lines = {line[:20].strip(): [float(x) for x in numbers(line)] for line in told("hybrid_criteria.py")}
+    alone = [lines[name] for name in ("magnitude", "fisher", "half of each")]
+    for name in ("evolution", "magnitude, evolution"):
+        divergence, percent = lines[name]
+        assert divergence < min(other for other, _ in alone)
+        assert percent > max(other for _, other in alone) + 5
+
+
+@pytest.mark.real_data
+def test_two_processes_choose_what_one_chooses() -> None:
+    assert told("distributed.py", ranks=2) == told("distributed.py")

@@ -97,6 +97,25 @@ class Cut:
         self._report = new
 
 
+def leaves_some(graph: Any, group: Any) -> bool:
+    """Tell whether every layer of a group keeps channels.
+
+    The host's own check counts a channel once for each head of queries that reads it, and so prunes nothing
+    where heads share keys and values.
+    """
+    for dep, idxs in group:
+        outputs = graph.is_out_channel_pruning_fn(dep.handler)
+        inputs = graph.is_in_channel_pruning_fn(dep.handler)
+        counts = [
+            count(dep.target.module)
+            for asked, count in ((outputs, graph.get_out_channels), (inputs, graph.get_in_channels))
+            if asked
+        ]
+        if any(n is not None and n <= len(set(map(int, idxs))) for n in counts):
+            return False
+    return True
+
+
 @contextmanager
 def whole_heads(pruner: Any, gone: list[tuple[Entry, int]]) -> Iterator[None]:
     """Make the host remove so many heads of each group, whatever its ratios; it keeps count of them.

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from de_plugin.adapters.torch_pruning.asking import Asking, evaluating, teacher_of
 from de_plugin.adapters.torch_pruning.checks import OWN, TARGETS, check_options, pairs_of
 from de_plugin.adapters.torch_pruning.copies import plan
-from de_plugin.adapters.torch_pruning.cutting import Cut, whole_heads
+from de_plugin.adapters.torch_pruning.cutting import Cut, leaves_some, whole_heads
 from de_plugin.adapters.torch_pruning.entries import Entry, counts, entries, key_of
 from de_plugin.adapters.torch_pruning.importance import DEImportance
 from de_plugin.adapters.torch_pruning.ladder import Ladder, ratio_of, rounded_choice, spans
@@ -147,15 +147,26 @@ class Evolving(_Host):
             if entry.heads and units
         ]
         if heads:
-            keys = {entry.key for entry, _ in heads}
+            left = {entry.key: entry.name for entry, _ in heads}
             with whole_heads(self, heads):
-                yield from (group for group in super()._prune() if key_of(group) in keys)
+                for group in super()._prune():
+                    if left.pop(key_of(group), None) is not None:
+                        yield group
+            if left:
+                names = ", ".join(left.values())
+                warnings.warn(
+                    f"head_pruning_ratio: the host removes no heads in front of {names}, as "
+                    "where queries share keys and values; give prune_head_dims=True without prune_num_heads, "
+                    "which removes channels of every head",
+                    DEWarning,
+                    stacklevel=3,
+                )
         for entry, units in zip(found, gone, strict=True):
             root = entry.group[0]
             if units and not entry.heads:
                 channels = [int(root.idxs[n]) for n in units]
                 group = self.DG.get_pruning_group(root.dep.target.module, root.dep.handler, channels)
-                if self.DG.check_pruning_group(group):
+                if leaves_some(self.DG, group):
                     yield group
 
     # -- the search ------------------------------------------------------------------------------

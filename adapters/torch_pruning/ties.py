@@ -119,8 +119,19 @@ def _ties(dep: Any, channels: Tensor, units: Tensor) -> list[Tie]:
 
 
 def _along(parameter: Tensor, dim: int, channels: Tensor, units: Tensor) -> Tie:
-    """Tie slices of a parameter along one dimension."""
-    ids = torch.full((parameter.shape[dim],), -1, dtype=torch.int64)
+    """Tie slices of a parameter along one dimension.
+
+    Raises:
+        SelectionError: it has fewer channels than are named.
+    """
+    width = parameter.shape[dim]
+    if len(channels) and int(channels.max()) >= width:
+        raise SelectionError(
+            f"the host's graph names channel {int(channels.max())} of a parameter {tuple(parameter.shape)}, "
+            f"which has {width}: after a step it no longer knows heads of queries that share keys and "
+            "values; prune these in one step, or add their layers to ignored_layers"
+        )
+    ids = torch.full((width,), -1, dtype=torch.int64)
     ids[channels] = units
     shape = [1] * parameter.dim()
     shape[dim] = -1

@@ -154,7 +154,9 @@ def _gradients(
 
     if problem.pool.stacked is not None and problem.remember("vmap_gradients", lambda: True):
         try:
-            found = vmap(grad(loss), in_dims=(None, 0, 0))(live, batch.inputs, targets)
+            with warnings.catch_warnings():  # the user can do nothing about it
+                warnings.filterwarnings("ignore", message="There is a performance drop")
+                found = vmap(grad(loss), in_dims=(None, 0, 0))(live, batch.inputs, targets)
             return [found[name].detach() for name in names]
         except DEError:
             raise

@@ -14,11 +14,16 @@ Make = Callable[[], nn.Module]
 
 @dataclass(frozen=True)
 class Case:
-    """A network, the shape of one sample, and what its pruner has to be told."""
+    """A network, the shape of one sample, what its pruner has to be told, and what it cannot cut."""
 
     make: Make
     shape: tuple[int, ...]
     options: Callable[[Any], dict[str, Any]] = field(default=lambda model: {})
+    whole: tuple[str, ...] = ()
+
+    def ignored(self, model: nn.Module) -> list[nn.Module]:
+        """Return the layers that keep all their outputs."""
+        return [last_layer(model), *(model.get_submodule(name) for name in self.whole)]
 
     def build(self) -> Any:
         torch.manual_seed(0)
@@ -118,6 +123,44 @@ class ViT(nn.Module):
         return logits
 
 
+class GroupedQueries(nn.Module):
+    """Attention in which two heads of queries share one of keys and values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.norm = nn.Linear(6, 16), nn.LayerNorm(16)
+        self.q, self.k, self.v = nn.Linear(16, 16), nn.Linear(16, 8), nn.Linear(16, 8)
+        self.proj, self.head = nn.Linear(16, 16), nn.Linear(16, 5)
+        self.heads, self.shared = 4, 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        y = self.norm(x)
+        n, length, _ = x.shape
+        q = self.q(y).reshape(n, length, self.heads, -1).transpose(1, 2)
+        k, v = (part(y).reshape(n, length, self.shared, -1).transpose(1, 2) for part in (self.k, self.v))
+        k, v = (
+            part[:, :, None].expand(-1, -1, self.heads // self.shared, -1, -1).reshape(*q.shape)
+            for part in (k, v)
+        )
+        mixed = (q @ k.mT * 0.5).softmax(-1) @ v
+        logits: Tensor = self.head((x + self.proj(mixed.transpose(1, 2).reshape(n, length, -1))).mean(1))
+        return logits
+
+
+class Recurrent(nn.Module):
+    """An LSTM between two linear layers; the host cuts what goes in, and fails at what comes out of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.lstm = nn.Linear(6, 12), nn.LSTM(12, 8, batch_first=True)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.lstm(self.embed(x).relu())[0][:, -1])
+        return logits
+
+
 def mlp() -> nn.Module:
     return nn.Sequential(nn.Linear(6, 24), nn.ReLU(), nn.Linear(24, 12), nn.ReLU(), nn.Linear(12, 5))
 
@@ -167,6 +210,10 @@ def _place(model: Any) -> dict[str, Any]:
     return {"unwrapped_parameters": [(model.place, 2)], "num_heads": {model.attention.qkv: 4}}
 
 
+def _queries(model: Any) -> dict[str, Any]:
+    return {"num_heads": {model.q: 4, model.k: 2, model.v: 2}}
+
+
 image = (3, 6, 6)
 CASES: dict[str, Case] = {
     "mlp": Case(mlp, (6,)),
@@ -182,6 +229,8 @@ CASES: dict[str, Case] = {
     "shared": Case(Shared, image),
     "group_norm": Case(group_norm, image),
     "vit": Case(ViT, (4, 6), _place),
+    "gqa": Case(GroupedQueries, (4, 6), _queries),
+    "lstm": Case(Recurrent, (4, 6), whole=("lstm",)),
 }
 
 

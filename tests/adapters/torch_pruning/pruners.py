@@ -14,7 +14,7 @@ from de_plugin.adapters.torch_pruning import (
     DEImportance,
     DEPruner,
 )
-from tests.adapters.torch_pruning.architectures import Case, last_layer
+from tests.adapters.torch_pruning.architectures import Case
 
 QUICK = DirectedEvolution(("magnitude",), population=4, generations=1, samples=32, swaps=Swaps(rounds=1))
 MODES: dict[str, dict[str, Any]] = {
@@ -28,7 +28,7 @@ MODES: dict[str, dict[str, Any]] = {
 
 def pruner_of(case: Case, model: nn.Module, cls: Any = DEPruner, **options: Any) -> Any:
     x = case.inputs()
-    options = {"ignored_layers": [last_layer(model)], "pruning_ratio": 0.5, **case.options(model), **options}
+    options = {"ignored_layers": case.ignored(model), "pruning_ratio": 0.5, **case.options(model), **options}
     if issubclass(cls, DEPruner | DEBNScalePruner | DEGroupNormPruner | DEGrowingRegPruner):
         return cls(model, x[:1], x, criterion=QUICK, **options)
     return cls(model, x[:1], DEImportance(model, x, QUICK), **options)

@@ -17,7 +17,7 @@ from de_plugin.assess.coupled import CoupledUnits
 from tests.adapters.torch_pruning.architectures import CASES
 from tests.adapters.torch_pruning.pruners import MODES, fix_heads, pruner_of
 
-EXACT = [name for name in CASES if name not in ("group_norm", "vit")]
+EXACT = [name for name in CASES if name not in ("group_norm", "vit", "gqa")]
 
 
 @pytest.mark.parametrize("name", EXACT)
@@ -46,11 +46,8 @@ def test_the_importance_works_in_the_hosts_own_pruner(name: str, mode: str) -> N
     case = CASES[name]
     model = case.build()
     before = sum(p.numel() for p in model.parameters())
-    pruner = (
-        pruner_of(case, model, tp.pruner.BasePruner, **MODES[mode], num_heads={})
-        if name != "vit"
-        else (pruner_of(case, model, tp.pruner.BasePruner, **MODES[mode]))
-    )
+    heads: dict[str, Any] = {} if name in ("vit", "gqa") else {"num_heads": {}}
+    pruner = pruner_of(case, model, tp.pruner.BasePruner, **MODES[mode], **heads)
     pruner.step()
     fix_heads(model, pruner)
     assert sum(p.numel() for p in model.parameters()) < before

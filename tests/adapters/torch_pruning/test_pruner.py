@@ -18,17 +18,20 @@ from de_plugin.adapters.torch_pruning import (
     DEImportance,
     DEPruner,
 )
-from de_plugin.errors import DEWarning
+from de_plugin.errors import DEWarning, SelectionError
 from tests.adapters.torch_pruning.architectures import CASES, last_layer
 from tests.adapters.torch_pruning.pruners import MODES, QUICK, fix_heads, pruner_of, shapes
 
+REFUSED = [("split", "iterative"), ("gqa", "iterative")]
+"""Where the host itself loses count of channels in a second step."""
 
-@pytest.mark.parametrize(("name", "mode"), [x for x in product(CASES, MODES) if x != ("split", "iterative")])
+
+@pytest.mark.parametrize(("name", "mode"), [x for x in product(CASES, MODES) if x not in REFUSED])
 def test_the_pruner_takes_what_it_has_chosen_and_as_much_as_the_host(name: str, mode: str) -> None:
     case = CASES[name]
     model, host = case.build(), case.build()
     pruner = pruner_of(case, model, **MODES[mode])
-    options = {**case.options(host), **MODES[mode], "ignored_layers": [last_layer(host)]}
+    options = {**case.options(host), **MODES[mode], "ignored_layers": case.ignored(host)}
     for key in ("num_heads", "in_channel_groups", "out_channel_groups"):
         options.setdefault(key, {})
     magnitude = tp.importance.GroupMagnitudeImportance()
@@ -42,7 +45,9 @@ def test_the_pruner_takes_what_it_has_chosen_and_as_much_as_the_host(name: str, 
         fix_heads(host, other)
     if name == "split":  # how many channels of each part go is a choice
         assert model.stem.out_channels == host.stem.out_channels or mode in ("global", "isomorphic")
-    elif not MODES[mode].get("global_pruning"):
+    elif (
+        not MODES[mode].get("global_pruning") and name != "gqa"
+    ):  # where the host removes nothing of attention
         assert shapes(model) == shapes(host)
     out = model(case.inputs(3))
     assert out.shape == (3, 5)
@@ -116,6 +121,39 @@ def test_whole_heads() -> None:
     assert model(case.inputs(3)).shape == (3, 5)
     assert shapes(model)["attention.qkv.weight"] == (24, 12)
     assert pruner.report()[0].removed["attention.proj"] == (16, 8)
+
+
+@pytest.mark.parametrize("mode", ["local", "global", "isomorphic"])
+def test_channels_of_heads_go_where_queries_share_keys_and_values(mode: str) -> None:
+    case = CASES["gqa"]
+    model = case.build()
+    pruner_of(case, model, **MODES[mode]).step()
+    widths = [shapes(model)[f"{name}.weight"][0] for name in "qkv"]
+    assert widths[0] == 2 * widths[1] == 2 * widths[2] < 16
+    assert model(case.inputs(3)).shape == (3, 5)
+
+
+def test_heads_that_the_host_leaves_alone_are_told() -> None:
+    case = CASES["gqa"]
+    model = case.build()
+    heads = {"prune_num_heads": True, "prune_head_dims": False, "head_pruning_ratio": 0.5}
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        pruner_of(case, model, **heads).step()
+    assert any("removes no heads in front of proj" in str(w.message) for w in told)
+    assert [shapes(model)[f"{name}.weight"][0] for name in "qkv"] == [16, 8, 8]
+
+
+def test_a_second_step_in_which_the_host_loses_count_is_refused_and_changes_nothing() -> None:
+    case = CASES["gqa"]
+    model = case.build()
+    pruner = pruner_of(case, model, iterative_steps=2)
+    pruner.step()
+    before = shapes(model)
+    with pytest.raises(SelectionError, match="in one step"):
+        pruner.step()
+    assert shapes(model) == before
+    assert model(case.inputs(3)).shape == (3, 5)
 
 
 def test_interactive_and_ratios_of_single_layers() -> None:

@@ -32,6 +32,7 @@ def _build(rank: int = 0) -> Any:
     from de_plugin.filing import add
     from de_plugin.prune import Budget
     from de_plugin.prune import prune as run
+    from de_plugin.prune.recover import recoveries
     from de_plugin.prune.target import Scope
 
     app = typer.Typer(
@@ -70,7 +71,7 @@ def _build(rank: int = 0) -> Any:
         cycles: Annotated[int, typer.Option(help="Cycles up to the target; 0 = default.")] = 0,
         recovery: Annotated[
             list[str] | None,
-            typer.Option(help="After each cycle: obs, batchnorm, bias, leastsquares, distill; repeatable."),
+            typer.Option(help=f"After each cycle: {', '.join(recoveries())}; repeatable."),
         ] = None,
         finish: Annotated[list[str] | None, typer.Option(help="The same, once at the end.")] = None,
         include: Annotated[

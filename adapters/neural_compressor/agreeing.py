@@ -53,7 +53,7 @@ def agreement(
     call = forward or plain_forward
     memory = 4 << 30
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    asked = ask(call, model, batches, samples, batch_size, memory, Spill(memory), device)
+    asked = ask(call, model, model, batches, samples, batch_size, memory, Spill(memory), device)
 
     def evaluate(student: nn.Module) -> float:
         total, count = 0.0, 0

@@ -252,6 +252,9 @@ class Bench:
         student, problem = self.student, self.problem
         if student is None or problem is None or not self.settings.recoveries():
             return Finished(whole, {})
+        problem.state.pop(
+            "distill", None
+        )  # each network is trained on the same batches, whatever came before
         best = Trial("levels", whole, 0).measured(student, problem.held_back, repair=False)
         now, rates = best, Rates.of(student)
         for step in self.settings.recoveries():

@@ -9,6 +9,7 @@ import weakref
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from de_plugin.assess.layout import channels_last, is_channels_last
+from de_plugin.assess.layout import cat, is_channels_last, selected
 from de_plugin.errors import ArgumentError, DataError
 from de_plugin.types import PyTree
 
@@ -206,7 +207,6 @@ class Pool:
         self._spill = spill
         self.stacked: PyTree | None = None
         self._batches = batches
-        self._laid = is_channels_last(batches[0].inputs)
         self.count = len(batches)
         if _stackable(trees, sizes):
             self.count = sum(sizes)
@@ -216,7 +216,7 @@ class Pool:
             own = len(tree_flatten(trees[0][:2])[0])
             self.stacked = tree_unflatten(
                 [
-                    c[0] if c[0] is None or len(c) == 1 else torch.cat(c) if n < own else spill.cat(list(c))
+                    c[0] if c[0] is None or len(c) == 1 else cat(c) if n < own else spill.cat(list(c))
                     for n, c in enumerate(columns)
                 ],
                 spec,
@@ -234,7 +234,11 @@ class Pool:
         trees = own if self.stacked is None else [self.stacked]
         result = self.samples
         for x in _tensors(trees):
-            head = x.reshape(-1)[: _DIGESTED // x.element_size()].cpu().contiguous()
+            each = x[:1].numel() * x.element_size() if x.dim() else x.element_size()
+            some = (
+                x[: -(-_DIGESTED // max(1, each))] if x.dim() else x
+            )  # a whole copy of it would take memory
+            head = some.reshape(-1)[: _DIGESTED // x.element_size()].cpu().contiguous()
             result = zlib.crc32(head.view(torch.uint8).numpy().data, result)
         return result
 
@@ -251,12 +255,16 @@ class Pool:
             return [self._batches[int(i)] for i in index]
         result = []
         for part in index.split(batch_size or self.batch_size):
-            inputs, labels, teacher = tree_map(
-                lambda x, p=part: x if x is None else x.index_select(0, p.to(x.device)),
-                self.stacked,
-            )
-            result.append(Batch(channels_last(inputs) if self._laid else inputs, labels, teacher, len(part)))
+            inputs, labels, teacher = tree_map(partial(_picked, index=part), self.stacked)
+            result.append(Batch(inputs, labels, teacher, len(part)))
         return result
+
+
+def _picked(x: Tensor | None, index: Tensor) -> Tensor | None:
+    if x is None:
+        return None
+    at = index.to(x.device)
+    return selected(x, at) if is_channels_last(x) else x.index_select(0, at)
 
 
 class Spill:

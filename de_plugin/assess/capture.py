@@ -223,13 +223,8 @@ def grams(
         layer = problem.units.layers[call.layer]
         if call.layer not in wanted:
             return
-        design = call.design(layer, positions)
-        if design is None:
-            return
-        start, stop, _ = call.rows.indices(layer.shape[0])
-        width = (stop - start) // len(design)
-        for group, x in enumerate(design):
-            key = (call.layer, start + group * width, start + (group + 1) * width)
+        for rows, x in call.uses(layer, positions):
+            key = (call.layer, rows.start, rows.stop)
             x = x.to(_wide(layer.parameter))
             product = x.T @ x
             total[key] = total[key] + product if key in total else product

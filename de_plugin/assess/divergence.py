@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils._pytree import tree_flatten
+from torch.utils._pytree import tree_flatten, tree_map
 
 from de_plugin.errors import ArgumentError, DataError, OutputError
 from de_plugin.types import PyTree
@@ -322,7 +322,12 @@ class Custom:
 
     def __call__(self, student: PyTree, teacher: PyTree, labels: Any = None) -> Tensor:
         """Return what `fn` returns, as a tensor."""
-        return torch.as_tensor(self.fn(student, teacher)).float().mean()
+        plain = (tree_map(_contiguous, outputs) for outputs in (student, teacher))  # for those that call view
+        return torch.as_tensor(self.fn(*plain)).float().mean()
+
+
+def _contiguous(x: Any) -> Any:
+    return x.contiguous() if isinstance(x, Tensor) else x
 
 
 @dataclass(frozen=True)

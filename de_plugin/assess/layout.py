@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
-from de_plugin.errors import DataError
 from de_plugin.types import PyTree
 
 _TRIED = 2
@@ -27,19 +26,30 @@ def channels_last(images: Tensor) -> Tensor:
     return images.contiguous().as_strided((samples, 1, height, width), (height * width, 1, width, 1))
 
 
+def selected(images: Tensor, index: Tensor) -> Tensor:
+    """Return some of the images that `channels_last` has laid out, laid out as well, by one copy."""
+    return images.permute(0, 2, 3, 1).index_select(0, index).permute(0, 3, 1, 2)
+
+
+def cat(parts: Sequence[Tensor]) -> Tensor:
+    """Return all samples, laid out as those of the first part are."""
+    whole = torch.cat(list(parts))
+    return channels_last(whole) if is_channels_last(parts[0]) else whole
+
+
 def is_channels_last(x: Any) -> bool:
     """Tell whether something holds images that `channels_last` has laid out."""
     return isinstance(x, Tensor) and x.dim() == 4 and x.stride(1) == 1 and x.stride(3) == x.shape[1]
 
 
-def prefers_channels_last(forward: Callable[..., Any], model: nn.Module, inputs: PyTree) -> bool:
-    """Tell whether a model is faster with its images' channels last, and answers the same.
+def takes_channels_last(forward: Callable[..., Any], model: nn.Module, inputs: PyTree) -> bool:
+    """Tell whether a model gets its images with their channels last.
 
-    It isn't where it holds no convolution of images or does not run on a processor; one that cuts its
-    features by ``view`` doesn't take them.
+    So it does where the inputs are one tensor of images on a processor, the model holds convolutions of
+    images, and it answers the same; one that cuts its features by ``view`` fails and gets them as they are.
 
     Args:
-        forward: calls the model without a gradient; raises `DataError` where the inputs don't suit it.
+        forward: calls the model without a gradient.
         model: in eval mode.
         inputs: of one forward pass.
     """
@@ -48,12 +58,12 @@ def prefers_channels_last(forward: Callable[..., Any], model: nn.Module, inputs:
     if not any(isinstance(m, nn.Conv2d | nn.ConvTranspose2d) for m in model.modules()):
         return False
     try:
-        plain = forward(model, inputs[:_TRIED])
-        laid = forward(model, channels_last(inputs[:_TRIED]))
-    except DataError:
+        plain = tree_flatten(forward(model, inputs[:_TRIED]))[0]
+        laid = tree_flatten(forward(model, channels_last(inputs[:_TRIED])))[0]
+    except Exception:  # a model may raise anything; what is wrong with it anyway is told when it is asked
         return False
-    pairs = list(zip(tree_flatten(plain)[0], tree_flatten(laid)[0], strict=True))
-    return all(_close(x, y) for x, y in pairs if isinstance(x, Tensor))
+    same = len(plain) == len(laid)
+    return same and all(_close(x, y) for x, y in zip(plain, laid, strict=True) if isinstance(x, Tensor))
 
 
 def _close(x: Tensor, y: Tensor) -> bool:

@@ -120,6 +120,7 @@ class Problem:
         answered = ask(
             self.forward,
             model if teacher is None else teacher,
+            model,
             batches,
             samples,
             batch_size,

@@ -11,7 +11,7 @@ from torch import Tensor
 from de_plugin.assess.attention import plain_attention
 from de_plugin.assess.batches import Batch
 from de_plugin.assess.capture import Call, Capture
-from de_plugin.assess.divergence import MSE, Curved
+from de_plugin.assess.divergence import MSE, Curved, wide
 
 if TYPE_CHECKING:
     from de_plugin.assess.problem import Problem
@@ -57,7 +57,7 @@ def saliency(problem: Problem, batches: list[Batch], generator: torch.Generator)
             for n, g in zip(single, gradients, strict=True):
                 if g is not None:
                     channel = -1 if len(problem.units.layers[n].shape) == 2 else 1
-                    found.setdefault(n, []).append(g.square().sum(channel).flatten().float().cpu())
+                    found.setdefault(n, []).append(wide(g).square().sum(channel).flatten().float().cpu())
     finally:
         for p, flag in zip(parameters, flags, strict=True):
             p.requires_grad_(flag)

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map
 
 from de_plugin.assess.batches import Batch, Spill, read
 from de_plugin.assess.divergence import Divergence, leaves
-from de_plugin.assess.layout import channels_last, prefers_channels_last
+from de_plugin.assess.layout import channels_last, takes_channels_last
 from de_plugin.errors import ArgumentError, DataError, DEError, OutputError
 from de_plugin.types import PyTree
 
@@ -70,6 +70,7 @@ def _single(x: Any) -> Any:
 def ask(
     forward: Forward,
     model: nn.Module,
+    student: nn.Module,
     batches: Any,
     samples: int | None,
     batch_size: int,
@@ -77,13 +78,14 @@ def ask(
     spill: Spill,
     device: torch.device,
 ) -> list[Batch]:
-    """Read the calibration data and let the model, still the teacher, answer it.
+    """Read the calibration data and let the teacher answer it.
 
-    Images lie in memory as the model takes them fastest.
+    Images lie in memory as `takes_channels_last` says of teacher and student.
 
     Args:
         forward: calls the model.
         model: the teacher.
+        student: gets the same inputs; may be the teacher itself.
         batches: see `de_plugin.assess.batches.read`.
         samples: read at most this many; None reads all.
         batch_size: samples in a forward pass.
@@ -100,7 +102,8 @@ def ask(
     for inputs, labels, size in read(batches, samples=samples, memory=memory, device=device):
         for whole, targets, count in _chunks((inputs, labels), size, batch_size):
             if not result:
-                laid = prefers_channels_last(partial(_answer, forward), model, whole)
+                call = partial(_answer, forward)
+                laid = all(takes_channels_last(call, m, whole) for m in dict.fromkeys((model, student)))
             part = channels_last(whole) if laid and isinstance(whole, Tensor) and whole.dim() == 4 else whole
             outputs = _answer(forward, model, part)
             _check_outputs(outputs)

@@ -83,8 +83,8 @@ def prune(
         criterion: a name (see `de_plugin.names`) or a `Criterion`; "de" is Directed Evolution.
         scope: "global" lets the search find each layer's share, "layer" gives all the same.
         schedule: a `Schedule`, or a number of cycles. Default: 10 cycles for Directed Evolution, else 1.
-        recovery: after each cycle: None, "batchnorm", "bias", "leastsquares", "distill", a `Recovery`,
-            or a list of these.
+        recovery: after each cycle: None, "obs", "batchnorm", "bias", "leastsquares", "reconstruct",
+            "distill", a `Recovery`, or a list of these.
         finish: the same, once at the end; default: nothing more.
         budget: bound on evaluations or seconds; the target is reached all the same.
         progress: called after each cycle.

@@ -43,21 +43,29 @@ TARGETS = {"lenet300": 8500, "lenet5": 2800}
 """Bytes of a recovered network's file."""
 
 
-def options(recipe: str) -> dict[str, Any]:
+BRIEF = DirectedEvolution(population=12, generations=1, samples=1000, swaps=Swaps(rounds=0))
+"""Where images take their time, and where training follows."""
+SAMPLES = {("lenet5", "post-training"): 20_000}
+"""Training images that a recipe reads; all where nothing is said."""
+
+
+def options(network: str, recipe: str) -> dict[str, Any]:
     """Return what a recipe gives to `de_plugin.compress`."""
     if recipe == "post-training":
         search = RateSearch(generations=3, population=6)
+        pruning: dict[str, Any] = {"schedule": Schedule(5, start=0.5), "recovery": "obs"}
+        if network == "lenet5":
+            pruning = {"schedule": Schedule(4, start=0.5), "recovery": "leastsquares", "criterion": BRIEF}
         return {
-            "pruning": {"schedule": Schedule(5, start=0.5), "recovery": "obs"},
+            "pruning": pruning,
             "quantizing": {"search": search, "rounding": "compensated", "codebooks": ()},
         }
     search = RateSearch(generations=6, population=8)
     between = Distillation(steps=500, lr=2e-3, labels=0.5, batch_size=128, validate_every=250)
     last = replace(between, steps=16000, lr=3e-3, validate_every=400)
-    brief = DirectedEvolution(population=12, generations=1, samples=1000, swaps=Swaps(rounds=0))
     return {
         "pruning": {
-            "criterion": brief,
+            "criterion": BRIEF,
             "schedule": Schedule(15, start=0.6),
             "recovery": between,
             "finish": last,
@@ -70,9 +78,9 @@ def options(recipe: str) -> dict[str, Any]:
     }
 
 
-def steps_of(recipe: str) -> int:
+def steps_of(network: str, recipe: str) -> int:
     """Return the gradient steps of a recipe: between cycles, at their end, and after the levels, twice."""
-    given = options(recipe)
+    given = options(network, recipe)
     pruning, levels = given["pruning"], given["quantizing"].get("recovery")
     if not isinstance(levels, Distillation):
         return 0
@@ -102,8 +110,9 @@ def row(network: str, data: Dataset, recipe: str, points: float) -> dict[str, An
             path,
             SPARSITIES[network, recipe],
             batch_size=2048,
+            samples=SAMPLES.get((network, recipe)),
             **goal,
-            **options(recipe),
+            **options(network, recipe),
         )
         seconds = time.monotonic() - started
         loaded = copy.deepcopy(original)
@@ -116,7 +125,7 @@ def row(network: str, data: Dataset, recipe: str, points: float) -> dict[str, An
         "data": data.name,
         "recipe": recipe,
         "labels": recipe != "post-training",
-        "gradient_steps": steps_of(recipe),
+        "gradient_steps": steps_of(network, recipe),
         "sparsity": 1 - survivors / sum(x.elements for x in weights),
         "bits": 8 * sum(x.bytes for x in weights) / max(1, survivors),
         "bytes": size,

@@ -2,7 +2,8 @@
 
 It is imported as ``de_plugin.zoo``. ``teacher("lenet5", "mnist")`` gives a trained network,
 ``mnist()`` and ``fashion_mnist()`` give the data, ``MODELS`` and ``DATA`` say what there is.
-``darknet(cfg, weights)`` reads a detector; ``letterbox``, ``decode`` and ``detections`` go with it.
+``darknet(cfg, weights)`` reads a detector; ``letterbox``, ``decode`` and ``detections`` go with it;
+``read_photos`` reads what it looks at, and ``retention`` compares what two detectors find.
 ``crepe()`` is a trained pitch tracker, and ``tones`` makes what it listens to.
 """
 
@@ -20,6 +21,8 @@ from .data import DATA, Dataset, fashion_mnist, mnist
 from .detect import Detection, decode, detections, letterbox, nms
 from .evaluation import accuracy
 from .models import MODELS, lenet5, lenet300, mlpnet, resnet, vit
+from .photos import Photos, mosaic, photo_files, read_photo, read_photos, varied
+from .retention import Retention, retention
 from .teachers import teacher
 from .tones import Tones, tones
 
@@ -31,6 +34,8 @@ __all__ = [
     "Dataset",
     "Detection",
     "Head",
+    "Photos",
+    "Retention",
     "Tones",
     "accuracy",
     "crepe",
@@ -45,9 +50,15 @@ __all__ = [
     "load_checkpoint",
     "mlpnet",
     "mnist",
+    "mosaic",
     "nms",
+    "photo_files",
+    "read_photo",
+    "read_photos",
     "resnet",
+    "retention",
     "teacher",
     "tones",
+    "varied",
     "vit",
 ]

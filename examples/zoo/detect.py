@@ -176,12 +176,12 @@ def nms(boxes: Tensor, scores: Tensor, labels: Tensor, overlap: float = 0.45) ->
     while len(order):
         best, rest = order[0], order[1:]
         kept.append(best)
-        covered = (labels[rest] == labels[best]) & (_overlaps(boxes[best], boxes[rest]) > overlap)
+        covered = (labels[rest] == labels[best]) & (overlaps(boxes[best], boxes[rest]) > overlap)
         order = rest[~covered]
     return (torch.stack(kept) if kept else order).to(device)
 
 
-def _overlaps(box: Tensor, boxes: Tensor) -> Tensor:
+def overlaps(box: Tensor, boxes: Tensor) -> Tensor:
     """Intersection over union of a box (4,) with boxes (n, 4); 0 where both are empty."""
     sides = torch.minimum(box[2:], boxes[:, 2:]) - torch.maximum(box[:2], boxes[:, :2])
     common = sides.clamp(min=0).prod(1)

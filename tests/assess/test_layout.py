@@ -81,6 +81,36 @@ def test_a_network_without_convolutions_gets_its_images_as_they_were() -> None:
     assert problem.pool.take(problem.search)[0].inputs.is_contiguous()
 
 
+class Insisting(Viewing):
+    """Refuses what it does not expect in a way of its own."""
+
+    def forward(self, x: Tensor) -> Any:
+        assert x.is_contiguous()
+        return super().forward(x)
+
+
+def test_a_model_that_insists_on_its_layout_gets_it() -> None:
+    problem = Problem(Insisting().eval(), torch.randn(40, 2, 8, 8), evaluate="serial")
+    assert problem.pool.take(problem.search)[0].inputs.is_contiguous()
+
+
+def test_a_student_that_does_not_take_what_its_teacher_takes_decides() -> None:
+    problem = Problem(Viewing().eval(), torch.randn(40, 2, 8, 8), teacher=net(), evaluate="serial")
+    assert problem.pool.take(problem.search)[0].inputs.is_contiguous()
+    assert problem(problem.kept) > 0
+
+
+def test_measures_of_the_users_get_outputs_that_can_be_viewed() -> None:
+    model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Conv2d(3, 4, 3)).eval()
+    problem = Problem(
+        model,
+        torch.randn(40, 2, 8, 8),
+        divergence=lambda s, t: (s.view(len(s), -1) - t.view(len(t), -1)).square().mean(),
+        evaluate="serial",
+    )
+    assert problem(torch.zeros_like(problem.kept)) > 0
+
+
 def test_images_of_several_sizes_are_laid_out_each() -> None:
     model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 4)).eval()
     problem = Problem(model, [torch.randn(8, 2, 8, 8), torch.randn(8, 2, 9, 10)], holdout=0)

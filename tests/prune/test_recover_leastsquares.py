@@ -29,7 +29,7 @@ def test_rows_equal_numpy_on_their_support(rows: int) -> None:
     support = torch.rand(rows, 12, generator=draw) > 0.5
     support[0] = False
     old = torch.randn(rows, 12, generator=draw, dtype=torch.float64)
-    found = solve_rows(x.T @ x / 80, x.T @ y / 80, support, old, 0.0)
+    found = solve_rows(x.T @ x / 80, y.T @ x / 80, support, old, 0.0)
     for row in range(rows):
         expected = np.zeros(12)
         at = support[row].numpy()
@@ -45,7 +45,7 @@ def test_a_large_ridge_keeps_the_old_values(same: bool) -> None:
     if not same:
         support[1, 2] = False
     old = torch.randn(4, 6, dtype=torch.float64)
-    cross = torch.randn(6, 4, dtype=torch.float64)
+    cross = torch.randn(4, 6, dtype=torch.float64)
     found = solve_rows(x.T @ x / 50, cross, support, old, 1e9)
     torch.testing.assert_close(found, old * support, rtol=1e-6, atol=1e-6)
 
@@ -54,7 +54,7 @@ def test_dead_inputs_change_nothing() -> None:
     old = torch.randn(3, 4, dtype=torch.float64)
     nothing = torch.zeros(4, 4, dtype=torch.float64)
     support = torch.ones(3, 4, dtype=torch.bool)
-    torch.testing.assert_close(solve_rows(nothing, nothing[:, :3], support, old, 0.0), old)
+    torch.testing.assert_close(solve_rows(nothing, nothing[:3], support, old, 0.0), old)
 
 
 def test_one_linear_layer_equals_numpy_with_the_bias() -> None:

@@ -1,6 +1,6 @@
 """What brings the survivors back after a cut: statistics, biases, least squares, distillation."""
 
-from de_plugin.prune.recover.base import Recovery, Sequence, recovery
+from de_plugin.prune.recover.base import Recovery, Sequence, recoveries, recovery
 from de_plugin.prune.recover.batchnorm import BatchNormMatching
 from de_plugin.prune.recover.bias import BiasCorrection
 from de_plugin.prune.recover.distill import Distillation
@@ -17,5 +17,6 @@ __all__ = [
     "Recovery",
     "Sequence",
     "SurgeonUpdate",
+    "recoveries",
     "recovery",
 ]

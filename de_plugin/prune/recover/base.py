@@ -105,6 +105,11 @@ def _named() -> dict[str, Callable[[], Recovery]]:
     }
 
 
+def recoveries() -> list[str]:
+    """Return the names that `recovery` knows, in the order in which they are shown."""
+    return list(_named())
+
+
 def recovery(spec: str | Recovery | Iterable[str | Recovery] | None) -> Recovery:
     """Return the recovery that a specification stands for.
 

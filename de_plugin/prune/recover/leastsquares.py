@@ -124,15 +124,9 @@ class LeastSquares:
 
         def gather(call: Call) -> None:
             if call.layer == number:
-                design = call.design(layer, self.positions)
-                if design is None:
-                    return
-                aim = next(queue)
-                start, stop, _ = call.rows.indices(layer.shape[0])
-                width = (stop - start) // len(design)
-                for group, (x, y) in enumerate(zip(design.double(), aim, strict=True)):
-                    first = start + group * width
-                    sums.setdefault((first, first + width), _Sums()).add(x, y)
+                uses = list(call.uses(layer, self.positions))
+                for (rows, x), y in zip(uses, next(queue) if uses else (), strict=True):
+                    sums.setdefault((rows.start, rows.stop), _Sums()).add(x.double(), y)
 
         with problem.units.zeroed(problem.kept):
             observe(problem, batches, gather)
@@ -154,7 +148,7 @@ class LeastSquares:
         for (start, stop), s in sums.items():
             gram, cross = s.centred() if bias is not None else s.plain()
             rows = slice(start, stop)
-            solution = solve_rows(gram, cross, support[rows], old[rows].double(), self.ridge)
+            solution = solve_rows(gram, cross.T, support[rows], old[rows].double(), self.ridge)
             new[rows] = torch.where(support[rows], solution.to(old.dtype), old[rows])
             if bias is not None and offset is not None:
                 means = s.mean_y - (new[rows].double() * support[rows]) @ s.mean_x

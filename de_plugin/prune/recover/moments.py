@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from de_plugin.assess.batches import Batch
-from de_plugin.assess.layout import channels_last, is_channels_last
+from de_plugin.assess.layout import cat
 from de_plugin.assess.problem import Problem
 
 
@@ -81,8 +81,7 @@ def joined(batches: Sequence[Batch]) -> list[Batch]:
         )
         if not fits:
             return list(batches)
-        whole = torch.cat(column)
-        columns.append(channels_last(whole) if is_channels_last(column[0]) else whole)
+        columns.append(cat([x for x in column if x is not None]))
     if len(columns) != len(first) or any(spec != flat[0][1] for _, spec in flat):
         return list(batches)
     inputs, labels, teacher = tree_unflatten(columns, flat[0][1])

@@ -8,10 +8,15 @@ lost (layer-wise reconstruction as in arXiv:1707.06168 and arXiv:2301.00774, wei
 
 from __future__ import annotations
 
+import math
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from de_plugin.assess.capture import Call, observe, one_pass
 from de_plugin.assess.divergence import wide
@@ -35,8 +40,8 @@ class Reconstruction:
     """Solve ``min sum_p m_p |W x_p - y_p|^2 + ridge |W - W_old|^2`` over each layer's survivors.
 
     ``x`` are the layer's inputs at the student, ``y`` its products at the teacher, ``m`` the importance of
-    a position. All layers are solved in one forward pass, batch norms matched on the way. The whole stays
-    only if the divergence on the held-back data falls.
+    a position. Batch norms are matched first, and again on the way: all layers are solved in one forward
+    pass. What is solved stays only if the divergence on the held-back data falls.
 
     Args:
         samples: how many search samples the layers are seen on; fewer where one forward pass over them
@@ -46,7 +51,8 @@ class Reconstruction:
         focus: exponent of the importance, the Fisher information of the product at the teacher; 0: all
             positions are alike.
         iterations: of conjugate gradients a layer.
-        memory: bytes of the layers' inputs in that pass, about.
+        memory: bytes of the layers' inputs in that pass, about. Beside it each layer's inputs at its
+            positions are held twice while it is solved, and the products of all layers at theirs.
 
     Raises:
         ArgumentError: a number is out of range.
@@ -63,8 +69,10 @@ class Reconstruction:
         """Refuse numbers out of range."""
         check_counts("Reconstruction", samples=self.samples, positions=self.positions)
         check_counts("Reconstruction", iterations=self.iterations, memory=self.memory)
-        if not 0 < self.ridge < float("inf") or not 0 <= self.focus < float("inf"):
-            raise ArgumentError(f"{self}: expected a finite ridge > 0 and a finite focus >= 0")
+        if not 0 < self.ridge < math.inf:
+            raise ArgumentError(f"Reconstruction(ridge={self.ridge!r}): expected a finite number > 0")
+        if not 0 <= self.focus < math.inf:
+            raise ArgumentError(f"Reconstruction(focus={self.focus!r}): expected a finite number >= 0")
 
     @property
     def name(self) -> str:
@@ -83,28 +91,42 @@ class Reconstruction:
             ArgumentError: the samples of the batches differ in shape.
         """
         aims = self._aims(problem)
-        before = float(problem.gate(problem.kept[None])[0])
-        with untouched_on_error(problem.model) as snapshot, torch.no_grad():
-            solved: dict[int, Tensor] = {}
-            with problem.units.zeroed(problem.kept), self._norms.matching(problem):
-
-                def visit(call: Call) -> None:
-                    if call.layer in aims.places:
-                        solved[call.layer] = self._solved(problem, call, aims)
-
-                observe(problem, problem.pool.take(aims.index, len(aims.index)), visit)
-            for number, new in solved.items():
-                layer = problem.units.layers[number]
-                units = problem.kept[layer.start : layer.stop]
-                kept = problem.units.expand_layer(layer, units).to(new.device)
-                layer.parameter.copy_(torch.where(kept, new, layer.parameter))
-            after = float(problem.gate(problem.kept[None], repair=False)[0])
-            accepted = after < before
-            if not accepted:
-                snapshot.restore()
-        names = [problem.units.layers[n].name for n in solved]
+        with untouched_on_error(problem.model), torch.no_grad():
+            if self._norms.watched(problem):
+                self._norms(problem)
+            with untouched_on_error(problem.model) as snapshot:
+                before = float(problem.gate(problem.kept[None], repair=False)[0])
+                solved = self._pass(problem, aims)
+                after = float(problem.gate(problem.kept[None], repair=False)[0])
+                accepted = after < before
+                if not accepted:
+                    snapshot.restore()
+        names = [problem.units.layers[n].name for n in dict.fromkeys(solved)]
         event = {"kind": self.name, "before": before, "after": after, "accepted": accepted, "layers": names}
         problem.events.append(event)
+
+    def _pass(self, problem: Problem, aims: Aims) -> list[int]:
+        """Solve all layers for good and return which."""
+        solved: dict[int, tuple[Tensor, Tensor | None]] = {}
+        with problem.units.zeroed(problem.kept), self._norms.matching(problem):
+
+            def visit(call: Call) -> None:
+                if _key(problem, call) in aims.places:
+                    solved[call.layer] = self._solved(problem, call, aims)
+
+            observe(problem, problem.pool.take(aims.index, len(aims.index)), visit)
+        for number, (weight, bias) in solved.items():
+            layer = problem.units.layers[number]
+            units = problem.kept[layer.start : layer.stop]
+            kept = problem.units.expand_layer(layer, units).to(weight.device)
+            layer.parameter.copy_(torch.where(kept, weight, layer.parameter))
+            live = bias_of(layer)
+            if bias is not None and live is not None:  # those of channels that went can be revived
+                alive = (
+                    torch.ones_like(live, dtype=torch.bool) if layer.bias is None else units.to(live.device)
+                )
+                live.copy_(torch.where(alive, bias, live))
+        return list(solved)
 
     def in_assessment(self) -> Repair | None:
         """Return the matching of batch norms; solving is not cheap."""
@@ -122,29 +144,30 @@ class Reconstruction:
     def _seen(self, problem: Problem) -> Aims:
         generator = problem.generator(_KEY, 1)
         index = one_pass(problem, self.samples, self.memory, problem.generator(_KEY))
-        aims = Aims(index, bool(self._norms.watched(problem)))
+        aims = Aims(index)
         wanted = problem.has_gradient and self.focus > 0
         matter = saliency(problem, problem.pool.take(index), generator) if wanted else {}
-        shared: set[int] = set()
+        shared: set[tuple[int, int]] = set()
 
         def visit(call: Call) -> None:
-            number, layer = call.layer, problem.units.layers[call.layer]
+            key, layer = _key(problem, call), problem.units.layers[call.layer]
             count = call.positions(layer)
             if count == 0 or layer.aliases:
                 return
-            if number not in aims.places:
-                aims.places[number] = self._drawn(count, matter.get(number), generator)
-                bias = bias_of(layer)
-                aims.biases[number] = None if bias is None else bias.detach().clone()
+            if key in aims.places:
+                shared.add(key)
+                return
+            aims.places[key] = self._drawn(count, matter.get(call.layer), generator)
+            bias = bias_of(layer)
+            aims.biases[call.layer] = None if bias is None else bias.detach().clone()
             weight = layer.canonical(layer.parameter.detach()).flatten(1)
-            for rows, design in call.uses(layer, aims.places[number][0]):
-                if (number, rows.start) in aims.products:
-                    shared.add(number)
-                aims.products[number, rows.start] = (design @ weight[rows].T).cpu()
+            for rows, design in call.uses(layer, aims.places[key][0]):
+                aims.products[call.layer, rows.start] = (design @ weight[rows].T).cpu()
 
-        observe(problem, problem.pool.take(index, len(index)), visit)
-        for number in shared:  # what is made good in one of its places harms another
-            del aims.places[number]
+        with _read_by_norms(problem, self._norms.watched(problem)) as aims.normed:
+            observe(problem, problem.pool.take(index, len(index)), visit)
+        for key in shared:  # what is made good in one of its places harms another
+            del aims.places[key]
         return aims
 
     def _drawn(self, count: int, known: Tensor | None, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -166,10 +189,10 @@ class Reconstruction:
 
     # -- one layer -------------------------------------------------------------------------------
 
-    def _solved(self, problem: Problem, call: Call, aims: Aims) -> Tensor:
-        """Return new weights of the rows that a call uses, in the model as well, and move the bias."""
+    def _solved(self, problem: Problem, call: Call, aims: Aims) -> tuple[Tensor, Tensor | None]:
+        """Return weights and bias with new values in the rows that a call uses; the model has them too."""
         layer = problem.units.layers[call.layer]
-        places, weights = aims.places[call.layer]
+        places, weights = aims.places[_key(problem, call)]
         units = problem.kept[layer.start : layer.stop]
         support = layer.canonical(problem.units.expand_layer(layer, units)).flatten(1)
         live = layer.canonical(layer.parameter.detach()).flatten(1).clone()
@@ -178,7 +201,7 @@ class Reconstruction:
             x, y = wide(design), wide(aims.products[call.layer, rows.start].to(design.device))
             m = (weights / weights.sum()).to(x)[:, None]
             mean_x, mean_y = (x * m).sum(0), (y * m).sum(0)
-            if bias is not None or aims.normed:  # these take what is constant
+            if bias is not None or call.layer in aims.normed:  # these take what is constant
                 x, y = x - mean_x, y - mean_y
             kept = support[rows].to(x.device)
             new = descend_rows(
@@ -191,7 +214,7 @@ class Reconstruction:
                 bias[rows] = torch.where(alive, shifted, bias[rows])
         native = layer.native(live.reshape(layer.shape))
         layer.parameter.copy_(native)
-        return native.clone()
+        return native.clone(), None if bias is None else bias.detach().clone()
 
 
 @dataclass
@@ -200,14 +223,43 @@ class Aims:
 
     Attributes:
         index: the samples that one pass sees, int64.
-        normed: whether batch norms are matched, which take what is constant in a product.
-        places: positions and what they weigh, by layer.
+        normed: layers whose products go to a batch norm that is matched, which takes what is constant.
+        places: positions and what they weigh, by layer and first canonical output of a call.
         products: ``(positions, outputs)`` by layer and first canonical output.
         biases: by layer.
     """
 
     index: Tensor
-    normed: bool
-    places: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    normed: set[int] = field(default_factory=set)
+    places: dict[tuple[int, int], tuple[Tensor, Tensor]] = field(default_factory=dict)
     products: dict[tuple[int, int], Tensor] = field(default_factory=dict)
     biases: dict[int, Tensor | None] = field(default_factory=dict)
+
+
+def _key(problem: Problem, call: Call) -> tuple[int, int]:
+    return call.layer, call.rows.indices(problem.units.layers[call.layer].shape[0])[0]
+
+
+@contextmanager
+def _read_by_norms(problem: Problem, names: Sequence[str]) -> Iterator[set[int]]:
+    """Yield the layers whose outputs batch norms have read as they are, in what is run inside the block."""
+    found: set[int] = set()
+    made: dict[int, weakref.ref[Tensor]] = {}
+
+    def making(number: int) -> Any:
+        def hook(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
+            if isinstance(output, Tensor):
+                made[number] = weakref.ref(output)
+
+        return hook
+
+    def reading(_module: nn.Module, args: tuple[Any, ...]) -> None:
+        found.update(number for number, output in made.items() if output() is args[0])
+
+    with ExitStack() as stack:
+        for number, layer in enumerate(problem.units.layers if names else ()):
+            stack.callback(layer.module.register_forward_hook(making(number)).remove)
+        for name in names:
+            module = problem.model.get_submodule(name)
+            stack.callback(module.register_forward_pre_hook(reading).remove)
+        yield found

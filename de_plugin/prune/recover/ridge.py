@@ -15,7 +15,7 @@ def solve_rows(gram: Tensor, cross: Tensor, support: Tensor, old: Tensor, ridge:
 
     Args:
         gram: mean outer product of the inputs ``(inputs, inputs)``, float64.
-        cross: mean product of inputs and aims ``(inputs, rows)``.
+        cross: mean product of aims and inputs ``(rows, inputs)``.
         support: True where a row may differ from zero ``(rows, inputs)``.
         old: present values ``(rows, inputs)``, the ridge's centre.
         ridge: weight of the distance from `old`, relative to the Gram matrix's mean diagonal.
@@ -25,7 +25,7 @@ def solve_rows(gram: Tensor, cross: Tensor, support: Tensor, old: Tensor, ridge:
     """
     scale = float(gram.diagonal().mean())
     pull = max(ridge, _FLOOR) * scale if scale > 0 else 1.0
-    aim = cross.T + pull * old
+    aim = cross + pull * old
     system = gram + pull * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
     result = torch.zeros_like(old)
     if bool((support == support[:1]).all()):

@@ -1,0 +1,346 @@
+"""A real detector made small: what it still sees, stage by stage, without labels.
+
+Masks first, without a gradient step: the largest weights, Directed Evolution, and what survives solved anew
+("reconstruct"), batch norms matched in all. Then cycles of rising sparsity with distillation between them,
+levels, and the file. Calibration images are those of `--images`, as they are, varied, and four in one; the
+evaluation images are looked at once a row. An object counts that the original finds with more than .5
+(`retained_05`) or .8 (`retained_08`, `objects`) and that is found again: same class, overlap of at least .5,
+score of at least .5, one to one. Extra are detections above .5 that the original does not have. AP50 is the
+COCO one against the labels, where pycocotools is installed and `--labels` given. Rows that the file has are
+not measured again, and networks are kept in `--work`, so that a run goes on where it was cut off.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import platform
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from yolo_precision import average_precision
+
+import de_plugin
+from de_plugin import Detector, DirectedEvolution, Head, Schedule, Swaps
+from de_plugin.encode import packed
+from de_plugin.prune.recover import BatchNormMatching, Distillation, Reconstruction
+from de_plugin.quantize import Compensated, LevelTraining, RateSearch
+from de_plugin.zoo import (
+    Darknet,
+    Detection,
+    Photos,
+    darknet,
+    decode,
+    detections,
+    mosaic,
+    photo_files,
+    read_photo,
+    read_photos,
+    retention,
+    varied,
+)
+
+SPARSITIES = (0.7, 0.8, 0.9)
+"""Of the rows without a gradient step."""
+BATCH = 8
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What all stages share: the command line, the images, and the original's detections."""
+
+    options: argparse.Namespace
+
+    @cached_property
+    def original(self) -> Darknet:
+        """The trained network."""
+        return darknet(self.options.cfg, self.options.weights)
+
+    @cached_property
+    def divergence(self) -> Detector:
+        """Of its raw outputs."""
+        return Detector(tuple(Head(len(h.anchors), h.classes) for h in self.original.heads))
+
+    @cached_property
+    def photos(self) -> Photos:
+        """The evaluation images."""
+        return read_photos(photo_files(self.options.eval_images), self.original.size)
+
+    @cached_property
+    def seen(self) -> list[list[Detection]]:
+        """What the original finds in them."""
+        return self.found(self.original)
+
+    @cached_property
+    def calibration(self) -> Tensor:
+        """Images to choose and to train by, uint8 ``(images, 3, height, width)``."""
+        draw = torch.Generator().manual_seed(self.options.seed)
+        files = [path for folder in self.options.images for path in photo_files(folder)]
+        photos = [read_photo(path) for path in files]
+        size = self.original.size
+        images = list(read_photos(files[: self.options.plain], size).images)
+        images += [varied(photo, size, draw) for _ in range(self.options.variations) for photo in photos]
+        for _ in range(self.options.mosaics):
+            order = torch.randperm(len(photos), generator=draw).tolist()
+            groups = [order[n : n + 4] for n in range(0, len(order) - 3, 4)]
+            images += [mosaic([photos[n] for n in group], size, draw) for group in groups]
+        order = torch.randperm(len(images), generator=draw).tolist()
+        return torch.stack([images[n] for n in order])
+
+    def shared(self, samples: int | None) -> dict[str, Any]:
+        """What `prune` and `quantize` are told alike."""
+        return {
+            "divergence": self.divergence,
+            "forward": forward,
+            "samples": samples,
+            "batch_size": BATCH,
+            "holdout": 0.1,
+            "memory": 8 << 30,
+            "seed": self.options.seed,
+        }
+
+    def found(self, model: Darknet) -> list[list[Detection]]:
+        """Everything that a network finds with any score that AP counts."""
+        result = []
+        model.eval()
+        with torch.no_grad():
+            for images, at in zip(
+                self.photos.images.split(BATCH), range(0, len(self.photos.images), BATCH), strict=True
+            ):
+                decoded = decode(forward(model, images), model.heads, model.size)
+                sizes = self.photos.sizes[at : at + BATCH]
+                result += detections(decoded, sizes, model.size, threshold=0.005)
+        return result
+
+    def told(self, stage: str, model: Darknet, started: float, **more: Any) -> Row:
+        """Measure a network on the evaluation images."""
+        seconds = time.monotonic() - started
+        ours = self.found(model)
+        sure = retention(self.seen, ours, confidence=0.8)
+        all_ = retention(self.seen, ours, confidence=0.5)
+        weights = [p for p in model.parameters() if p.dim() > 1]
+        total = sum(p.numel() for p in weights)
+        labels = self.options.labels
+        return {
+            "stage": stage,
+            "sparsity": 1 - sum(int(p.count_nonzero()) for p in weights) / total,
+            "bits": None,
+            "bytes": None,
+            "ratio": None,
+            "retained_05": all_.share,
+            "retained_08": sure.share,
+            "objects": sure.objects,
+            "extra_detections": sure.extra,
+            "detections": sure.detections,
+            "ap50": None if labels is None else average_precision(ours, self.photos, labels),
+            "seconds": seconds,
+            **more,
+        }
+
+    def kept(self, stage: str, make: Callable[[Darknet], Any]) -> Darknet:
+        """Return a network that `make` has changed, from the work folder where it is there."""
+        path = self.options.work / f"{stage.replace(' ', '-')}.safetensors"
+        model = darknet(self.options.cfg, self.options.weights)
+        if path.exists():
+            model.load_state_dict(load_file(path))
+        else:
+            make(model)
+            save_file({k: v.contiguous() for k, v in model.state_dict().items()}, path)
+        return model
+
+
+def forward(model: nn.Module, images: Tensor) -> Any:
+    """Call a detector on bytes."""
+    return model(images.float() / 255)
+
+
+def search(options: argparse.Namespace) -> DirectedEvolution:
+    """Return a search that costs some hundred passes over a few dozen images."""
+    return DirectedEvolution(
+        criteria=("magnitude", "activation"),
+        population=8,
+        generations=options.generations,
+        samples=options.search_samples,
+        exponent=0.08,
+        offset=0.25,
+        swaps=Swaps(rounds=0),
+    )
+
+
+def masks(run: Run, sparsity: float, name: str) -> Row:
+    """Zero weights without a gradient step."""
+    started = time.monotonic()
+    recovery: list[Any] = [BatchNormMatching(64)]
+    if "reconstruct" in name:
+        recovery.append(Reconstruction(samples=run.options.mask_samples))
+    evolved = name.startswith("de")
+    stage = f"{name} {sparsity:.0%}"
+    model = run.kept(
+        stage,
+        lambda net: de_plugin.prune(
+            net,
+            run.calibration,
+            sparsity,
+            search(run.options) if evolved else "magnitude",
+            schedule=run.options.mask_cycles if "reconstruct" in name else 1,
+            recovery=recovery,
+            **run.shared(run.options.mask_samples),
+        ),
+    )
+    return run.told(stage, model, started)
+
+
+def distilled(run: Run) -> Darknet:
+    """Prune in many cycles, with a short distillation after each and a long one at the end."""
+    options = run.options
+    between = Distillation(
+        steps=options.steps_between, lr=options.lr, batch_size=BATCH, schedule="cosine", validate_every=100
+    )
+    last = Distillation(steps=options.steps, lr=options.lr, batch_size=BATCH, validate_every=200)
+    return run.kept(
+        "distilled",
+        lambda net: de_plugin.prune(
+            net,
+            run.calibration,
+            options.sparsity,
+            search(options) if options.evolve else "magnitude",
+            schedule=Schedule(options.cycles, start=options.start),
+            recovery=[BatchNormMatching(64), between],
+            finish=last,
+            checkpoint=options.work / "distilling",
+            progress=lambda p: print(
+                f"{p.sparsity:.1%} divergence {p.divergence:.3f} {p.seconds:.0f} s", flush=True
+            ),
+            **run.shared(None),
+        ),
+    )
+
+
+def trained(run: Run) -> Row:
+    """Measure the distilled network."""
+    started = time.monotonic()
+    return run.told("distilled", distilled(run), started)
+
+
+def filed(run: Run) -> Row:
+    """Give the distilled network few levels, train these, and write the file."""
+    started = time.monotonic()
+    model = distilled(run)
+    path = run.options.work / "yolo.de.safetensors"
+    if not path.exists():
+        report = de_plugin.quantize(
+            model,
+            run.calibration,
+            bits=run.options.bits,
+            teacher=run.original,
+            rounding=Compensated(samples=run.options.mask_samples, positions=4096),
+            codebooks=(),
+            biases="exact",
+            search=RateSearch(generations=1, population=4),
+            recovery=LevelTraining(
+                Distillation(steps=run.options.steps_levels, lr=run.options.lr / 4, batch_size=BATCH)
+            ),
+            **run.shared(run.options.level_samples),
+        )
+        data, _ = packed(report.state, dtypes=report.dtypes)
+        path.write_bytes(data)
+    loaded = darknet(run.options.cfg, run.options.weights)
+    de_plugin.load(path, into=loaded)
+    info = de_plugin.inspect(path)
+    weights = [x for x in info.layers if x.kind == "quantized" and len(x.shape) > 1]
+    bits = 8 * sum(x.bytes for x in weights) / max(1, sum(x.nonzero for x in weights))
+    size = path.stat().st_size
+    return run.told("file", loaded, started, bits=bits, bytes=size, ratio=info.ratio)
+
+
+def stages(run: Run) -> Iterator[tuple[str, Callable[[], Row]]]:
+    """Yield what is measured, in order."""
+    yield "original", lambda: run.told("original", run.original, time.monotonic())
+    for name, sparsity in itertools.product(
+        ("magnitude", "magnitude reconstruct", "de reconstruct"), SPARSITIES
+    ):
+        yield f"{name} {sparsity:.0%}", partial(masks, run, sparsity, name)
+    yield "distilled", partial(trained, run)
+    yield "file", partial(filed, run)
+
+
+def main() -> None:
+    """Measure every stage that is missing and write it."""
+    options = parsed()
+    torch.set_num_threads(options.threads)
+    options.work.mkdir(parents=True, exist_ok=True)
+    settings = {
+        k: str(v) if isinstance(v, Path) else v
+        for k, v in vars(options).items()
+        if k not in ("json", "stages")
+    }
+    settings["images"] = [str(path) for path in options.images]
+    versions = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "de_plugin": de_plugin.__version__,
+    }
+    document: dict[str, Any] = {"versions": versions, "settings": settings, "rows": []}
+    if options.json.exists():
+        document["rows"] = json.loads(options.json.read_text())["rows"]
+    run = Run(options)
+    for stage, measure in stages(run):
+        known = [row["stage"] for row in document["rows"]]
+        if stage in known or (options.stages and stage.split(" ")[0] not in options.stages):
+            continue
+        row = measure()
+        document["rows"].append(row)
+        print(
+            {k: round(v, 4) if isinstance(v, float) and math.isfinite(v) else v for k, v in row.items()},
+            flush=True,
+        )
+        options.json.write_text(json.dumps(document, indent=1))
+
+
+def parsed() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--weights", type=Path, required=True)
+    parser.add_argument("--cfg", type=Path, required=True)
+    parser.add_argument("--images", type=Path, nargs="+", required=True, help="folders, for the choice")
+    parser.add_argument(
+        "--eval-images", type=Path, required=True, help="a folder that shares nothing with them"
+    )
+    parser.add_argument("--labels", type=Path, help="a folder of YOLO-format labels of the evaluation images")
+    parser.add_argument("--sparsity", type=float, default=0.9)
+    parser.add_argument("--bits", type=int, default=4)
+    parser.add_argument("--json", type=Path, required=True, help="read where it exists, and written")
+    parser.add_argument("--work", type=Path, default=Path("yolo-work"), help="networks and checkpoints")
+    parser.add_argument("--stages", nargs="+", help="first words of stages; all where none is given")
+    parser.add_argument("--plain", type=int, default=128, help="images taken as they are")
+    parser.add_argument("--variations", type=int, default=2, help="of each image")
+    parser.add_argument("--mosaics", type=int, default=3, help="times that all images are put four in one")
+    parser.add_argument("--mask-samples", type=int, default=128)
+    parser.add_argument("--mask-cycles", type=int, default=3)
+    parser.add_argument("--search-samples", type=int, default=24)
+    parser.add_argument("--generations", type=int, default=2)
+    parser.add_argument("--evolve", action="store_true", help="evolve masks between distillations too")
+    parser.add_argument("--cycles", type=int, default=8)
+    parser.add_argument("--start", type=float, default=0.6)
+    parser.add_argument("--steps-between", type=int, default=150)
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps-levels", type=int, default=300)
+    parser.add_argument("--level-samples", type=int, default=512)
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

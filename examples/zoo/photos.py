@@ -1,0 +1,138 @@
+"""Photographs for a detector: read, letterboxed, and varied without labels."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torch.nn import functional as F
+
+from de_plugin.errors import ArgumentError, DataError
+
+from .detect import letterbox
+
+ENDINGS = (".jpg", ".jpeg", ".png")
+"""How the names of photographs end, in any case."""
+
+
+@dataclass(frozen=True, eq=False)
+class Photos:
+    """Photographs as a detector takes them.
+
+    Attributes:
+        names: of the files, in their order.
+        sizes: (height, width) of each before it was letterboxed.
+        images: uint8 ``(photographs, 3, height, width)``, letterboxed.
+    """
+
+    names: tuple[str, ...]
+    sizes: tuple[tuple[int, int], ...]
+    images: Tensor
+
+
+def photo_files(folder: str | os.PathLike[str]) -> list[Path]:
+    """The photographs in a folder, by name.
+
+    Raises:
+        DataError: there is no such folder, or no photograph in it.
+    """
+    path = Path(folder)
+    found = sorted(p for p in path.iterdir() if p.suffix.lower() in ENDINGS) if path.is_dir() else []
+    if not found:
+        raise DataError(f"{folder} holds no photographs, expected files that end in {', '.join(ENDINGS)}")
+    return found
+
+
+def read_photo(path: str | os.PathLike[str]) -> Tensor:
+    """A photograph as floats ``(3, height, width)`` from 0 to 1.
+
+    Raises:
+        DataError: the file is missing, or holds no picture.
+    """
+    try:
+        with Image.open(path) as picture:
+            pixels = np.array(picture.convert("RGB"))
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path} is no photograph that can be read ({error}): leave it out") from error
+    return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
+
+
+def read_photos(files: Sequence[str | os.PathLike[str]], size: tuple[int, int]) -> Photos:
+    """Photographs letterboxed to a size.
+
+    Args:
+        files: at least one.
+        size: (height, width) of the detector.
+
+    Raises:
+        DataError: a file cannot be read, or there is none.
+    """
+    if not files:
+        raise DataError("files is empty, expected at least one photograph")
+    names, sizes, images = [], [], []
+    for path in files:
+        photo = read_photo(path)
+        names.append(Path(path).name)
+        sizes.append((photo.shape[1], photo.shape[2]))
+        images.append(as_bytes(letterbox(photo, size)))
+    return Photos(tuple(names), tuple(sizes), torch.stack(images))
+
+
+def varied(photo: Tensor, size: tuple[int, int], generator: torch.Generator) -> Tensor:
+    """A photograph cropped to half its sides or more, turned over or not, lighter or darker; letterboxed.
+
+    Args:
+        photo: floats ``(3, height, width)`` from 0 to 1.
+        size: (height, width) of the result.
+        generator: draws how.
+
+    Returns:
+        uint8 ``(3, *size)``.
+    """
+    scale, wider, flip, light = torch.rand(4, generator=generator).tolist()
+    shares = (0.5 + 0.5 * scale, (0.5 + 0.5 * scale) * (0.8 + 0.4 * wider))
+    sides = [min(whole, max(1, round(whole * s))) for whole, s in zip(photo.shape[1:], shares, strict=True)]
+    corner = [
+        int(torch.randint(whole - side + 1, (), generator=generator))
+        for whole, side in zip(photo.shape[1:], sides, strict=True)
+    ]
+    part = photo[:, corner[0] : corner[0] + sides[0], corner[1] : corner[1] + sides[1]]
+    part = part.flip(2) if flip < 0.5 else part
+    return as_bytes(letterbox((part * (0.7 + 0.6 * light)).clamp(0, 1), size))
+
+
+def mosaic(photos: Sequence[Tensor], size: tuple[int, int], generator: torch.Generator) -> Tensor:
+    """Four photographs in the quarters of one image, so that small ones show objects of a usual size.
+
+    Args:
+        photos: four, floats ``(3, height, width)`` from 0 to 1.
+        size: (height, width) of the result, even.
+        generator: turns them over or not.
+
+    Returns:
+        uint8 ``(3, *size)``.
+
+    Raises:
+        ArgumentError: there are not four, or a side is odd.
+    """
+    if len(photos) != 4 or size[0] % 2 or size[1] % 2:
+        raise ArgumentError(f"photos={len(photos)}, size={size}: expected four photographs and even sides")
+    half = (size[0] // 2, size[1] // 2)
+    flips = torch.rand(4, generator=generator) < 0.5
+    quarters = [
+        F.interpolate((x.flip(2) if flip else x)[None], half, mode="bilinear", align_corners=True)[0]
+        for x, flip in zip(photos, flips.tolist(), strict=True)
+    ]
+    rows = [torch.cat(quarters[:2], 2), torch.cat(quarters[2:], 2)]
+    return as_bytes(torch.cat(rows, 1))
+
+
+def as_bytes(image: Tensor) -> Tensor:
+    """Floats from 0 to 1 as bytes, a quarter of the memory."""
+    return (image * 255).round().clamp(0, 255).to(torch.uint8)

@@ -1,0 +1,64 @@
+"""Retention: one to one, same class, and laws that hold for all detections."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from de_plugin.errors import ArgumentError, DataError
+from de_plugin.zoo import Detection, Retention, retention
+
+SCORES = st.sampled_from([0.5, 0.6, 0.79, 0.81, 0.95])
+CORNERS = st.integers(0, 6).map(float)
+BOXES = st.tuples(CORNERS, CORNERS).map(lambda p: (p[0], p[1], p[0] + 3, p[1] + 4))
+DETECTIONS = st.builds(Detection, st.integers(0, 1), SCORES, BOXES)
+IMAGES = st.lists(st.lists(DETECTIONS, max_size=5), min_size=1, max_size=3)
+
+
+def at(x: float, score: float = 0.9, label: int = 0) -> Detection:
+    return Detection(label, score, (x, 0.0, x + 10, 10.0))
+
+
+@given(IMAGES)
+def test_a_network_keeps_all_of_its_own_objects(images: list[list[Detection]]) -> None:
+    kept = retention(images, images)
+    assert kept.found == kept.objects == sum(x.score > 0.8 for image in images for x in image)
+    assert kept.share == 1
+    assert kept.extra == 0
+
+
+@given(IMAGES, st.data())
+def test_counts_stay_within_what_there_is(images: list[list[Detection]], data: st.DataObject) -> None:
+    others = data.draw(st.lists(st.lists(DETECTIONS, max_size=5), min_size=len(images), max_size=len(images)))
+    kept = retention(images, others)
+    assert 0 <= kept.found <= kept.objects <= kept.detections == sum(map(len, images))
+    assert 0 <= kept.extra <= sum(map(len, others))
+    assert kept.extra >= sum(map(len, others)) - kept.detections
+
+
+def test_one_finding_counts_for_one_object() -> None:
+    assert retention([[at(0), at(1)]], [[at(0)]]) == Retention(1, 2, 0, 2)
+
+
+def test_the_surest_object_chooses_first() -> None:
+    assert retention([[at(3, 0.81), at(0, 0.99)]], [[at(1), at(5)]]).found == 2
+
+
+@pytest.mark.parametrize("other", [at(0, label=1), at(6), at(0, score=0.4)])
+def test_another_class_place_or_a_low_score_is_not_a_finding(other: Detection) -> None:
+    kept = retention([[at(0)]], [[other]])
+    assert kept.found == 0
+    assert kept.extra == (other.score >= 0.5)
+
+
+def test_objects_that_the_original_was_unsure_of_are_neither_objects_nor_extra() -> None:
+    assert retention([[at(0, 0.6)]], [[at(0)]]) == Retention(0, 0, 0, 1)
+    assert Retention(0, 0, 0, 1).share == 1
+
+
+def test_what_cannot_be_compared_is_refused() -> None:
+    with pytest.raises(DataError, match="same images"):
+        retention([[]], [])
+    with pytest.raises(ArgumentError, match="overlap is 2"):
+        retention([], [], overlap=2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
@@ -13,20 +12,14 @@ import torch
 from torch import Tensor
 
 from de_plugin.assess.candidates import Made
-from de_plugin.assess.divergence import KL, CalibratedKL
+from de_plugin.assess.divergence import KL
 from de_plugin.assess.problem import Problem
 from de_plugin.criteria import Criterion, criterion, register
 from de_plugin.errors import ArgumentError
 from de_plugin.evolve import Halving, Search, halve
-from de_plugin.prune.recover.moments import joined
+from de_plugin.prune.guides import GUIDES, choice, costly
 from de_plugin.prune.swap import Swaps, swap
 from de_plugin.types import Mask, Masks, Scores
-
-GUIDES = (KL(temperature=(1.0, 2.0, 4.0)), CalibratedKL())
-"""What guides a search where plain KL is a poor guide."""
-
-_MUCH = 0.1
-"""Part of the divergence of a student that says nothing, from where on others guide as well."""
 
 _MASK_BYTES = 64 << 20
 """The masks of a generation are kept from one stage to the next where they take no more than this."""
@@ -61,7 +54,8 @@ class DirectedEvolution:
         swaps: directed mutation after the genomes.
         guides: whether others than plain KL guide where a choice costs much of what the teacher tells, for
             KL likes students that say nothing. Then softened and calibrated KL guide a search each, and
-            the least KL on data held back decides.
+            the least KL on data held back decides, and where choices are as good as equal in it, how often
+            their largest output is the teacher's.
     """
 
     criteria: tuple[Criterion | str, ...] = ("magnitude", "activation", "fisher")
@@ -138,7 +132,7 @@ class DirectedEvolution:
         if not (self.guides and type(problem.divergence) is KL):
             return kept, scores
         values = [float(problem.gate(kept[None])[0])]
-        if values[0] < _MUCH * _nothing(problem, problem.divergence):
+        if not costly(problem, problem.divergence, values[0]):
             return kept, scores
         found, centres = [(kept, scores)], [state["centres"]]
         for guide in GUIDES:
@@ -149,9 +143,9 @@ class DirectedEvolution:
                 found.append(self._searched(problem, eligible, count, free))
             centres.append(state["centres"])
             values.append(float(problem.gate(found[-1][0][None])[0]))
-        chosen = int(np.argmin(values))
+        chosen, told = choice(problem, problem.divergence, torch.stack([mask for mask, _ in found]), values)
         state["centres"] = centres[chosen]
-        problem.events.append({"kind": "guides", "divergence": values, "chosen": chosen})
+        problem.events.append({"kind": "guides", **told})
         return found[chosen]
 
     def _searched(self, problem: Problem, eligible: Mask, count: int, free: Mask) -> tuple[Mask, Tensor]:
@@ -270,14 +264,6 @@ class DirectedEvolution:
             }
         )
         return masks[best]
-
-
-def _nothing(problem: Problem, measure: KL) -> float:
-    """Return the divergence of a student that gives the mean answer only; infinity where it is unknown."""
-    answers = joined(problem.pool.take(problem.held_back))
-    if len(answers) > 1 or answers[0].size < 2:
-        return math.inf
-    return float(measure.uninformed(answers[0].teacher))
 
 
 def _mask(

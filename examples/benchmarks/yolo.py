@@ -33,7 +33,7 @@ import de_plugin
 from de_plugin import Detector, DirectedEvolution, Head, Schedule, Swaps
 from de_plugin.encode import packed
 from de_plugin.prune.recover import BatchNormMatching, Distillation, Reconstruction
-from de_plugin.quantize import Compensated, LevelTraining, RateSearch
+from de_plugin.quantize import LevelTraining, RateSearch
 from de_plugin.zoo import (
     Darknet,
     Detection,
@@ -46,12 +46,15 @@ from de_plugin.zoo import (
     read_photo,
     read_photos,
     retention,
+    side_by_side,
     varied,
 )
 
 SPARSITIES = (0.7, 0.8, 0.9)
 """Of the rows without a gradient step."""
 BATCH = 8
+_FREE = ("json", "stages", "pictures", "names", "threads")
+"""Options that rows may differ in."""
 Row = dict[str, Any]
 
 
@@ -243,8 +246,9 @@ def filed(run: Run) -> Row:
             run.calibration,
             bits=run.options.bits,
             teacher=run.original,
-            rounding=Compensated(samples=run.options.mask_samples, positions=4096),
+            rounding=run.options.rounding,
             codebooks=(),
+            levels=None,
             biases="exact",
             search=RateSearch(generations=1, population=4),
             recovery=LevelTraining(
@@ -260,7 +264,19 @@ def filed(run: Run) -> Row:
     weights = [x for x in info.layers if x.kind == "quantized" and len(x.shape) > 1]
     bits = 8 * sum(x.bytes for x in weights) / max(1, sum(x.nonzero for x in weights))
     size = path.stat().st_size
+    if run.options.pictures is not None:
+        pictures(run, loaded)
     return run.told("file", loaded, started, bits=bits, bytes=size, ratio=info.ratio)
+
+
+def pictures(run: Run, model: Darknet) -> None:
+    """Draw what the original and the compressed network find in each evaluation image."""
+    folder, names = run.options.pictures, run.options.names
+    folder.mkdir(parents=True, exist_ok=True)
+    classes = [] if names is None else names.read_text().split("\n")
+    for path, *both in zip(photo_files(run.options.eval_images), run.seen, run.found(model), strict=True):
+        shown = [[x for x in found if x.score >= 0.5] for found in both]
+        side_by_side(read_photo(path), shown[0], shown[1], classes).save(folder / f"{path.stem}.png")
 
 
 def stages(run: Run) -> Iterator[tuple[str, Callable[[], Row]]]:
@@ -279,11 +295,7 @@ def main() -> None:
     options = parsed()
     torch.set_num_threads(options.threads)
     options.work.mkdir(parents=True, exist_ok=True)
-    settings = {
-        k: str(v) if isinstance(v, Path) else v
-        for k, v in vars(options).items()
-        if k not in ("json", "stages")
-    }
+    settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items() if k not in _FREE}
     settings["images"] = [str(path) for path in options.images]
     versions = {
         "python": platform.python_version(),
@@ -292,7 +304,13 @@ def main() -> None:
     }
     document: dict[str, Any] = {"versions": versions, "settings": settings, "rows": []}
     if options.json.exists():
-        document["rows"] = json.loads(options.json.read_text())["rows"]
+        old = json.loads(options.json.read_text())
+        other = sorted(k for k, v in settings.items() if old["settings"].get(k) != v)
+        if other:
+            raise SystemExit(
+                f"--json {options.json}: was measured with other {', '.join(other)}; give another file"
+            )
+        document["rows"] = old["rows"]
     run = Run(options)
     for stage, measure in stages(run):
         known = [row["stage"] for row in document["rows"]]
@@ -319,8 +337,13 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--labels", type=Path, help="a folder of YOLO-format labels of the evaluation images")
     parser.add_argument("--sparsity", type=float, default=0.9)
     parser.add_argument("--bits", type=int, default=4)
+    parser.add_argument("--rounding", choices=["nearest", "compensated"], default="nearest")
     parser.add_argument("--json", type=Path, required=True, help="read where it exists, and written")
     parser.add_argument("--work", type=Path, default=Path("yolo-work"), help="networks and checkpoints")
+    parser.add_argument(
+        "--pictures", type=Path, help="a folder for what original and file find, side by side"
+    )
+    parser.add_argument("--names", type=Path, help="names of the classes, a line each, for the pictures")
     parser.add_argument("--stages", nargs="+", help="first words of stages; all where none is given")
     parser.add_argument("--plain", type=int, default=128, help="images taken as they are")
     parser.add_argument("--variations", type=int, default=2, help="of each image")

@@ -19,6 +19,7 @@ from .darknet import Darknet, darknet
 from .darknet_layers import Head
 from .data import DATA, Dataset, fashion_mnist, mnist
 from .detect import Detection, decode, detections, letterbox, nms
+from .drawing import drawn, side_by_side
 from .evaluation import accuracy
 from .models import MODELS, lenet5, lenet300, mlpnet, resnet, vit
 from .photos import Photos, mosaic, photo_files, read_photo, read_photos, varied
@@ -42,6 +43,7 @@ __all__ = [
     "darknet",
     "decode",
     "detections",
+    "drawn",
     "fashion_mnist",
     "found_pitch",
     "lenet5",
@@ -57,6 +59,7 @@ __all__ = [
     "read_photos",
     "resnet",
     "retention",
+    "side_by_side",
     "teacher",
     "tones",
     "varied",

@@ -29,6 +29,11 @@ def test_importing_it_imports_no_host_and_no_terminal() -> None:
     assert done.stdout.strip() == "[]", done.stderr
 
 
+def test_importing_it_warns_of_nothing() -> None:
+    done = output("import torch, warnings; warnings.simplefilter('error'); import de_plugin, de_plugin.testing")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_adapters_are_importable_under_their_own_name_only() -> None:
     assert importlib.import_module("de_plugin.adapters").__doc__
     done = output(f"import sys; sys.path.insert(0, {str(ROOT)!r}); import adapters")

@@ -10,7 +10,7 @@ A host is compared by a function that returns a `Host`, named by an entry point 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,8 +22,10 @@ from de_plugin.assess.divergence import Divergence, check_labels
 from de_plugin.assess.teacher import Forward, plain_forward
 from de_plugin.assess.units import Pattern
 from de_plugin.compare.row import TASKS
+from de_plugin.encode.quantized import Quantized
 from de_plugin.errors import ArgumentError, DataError
 from de_plugin.prune import Budget
+from de_plugin.quantize.cost import counted
 
 Loss = Callable[[Any, Any], Tensor]
 """``fn(outputs, labels) -> (samples,)``, for methods that read labels."""
@@ -109,6 +111,20 @@ class Case:
             raise DataError("data: this method reads labels and there are none; give (inputs, labels)")
         return torch.cat(parts)
 
+    @property
+    def bits(self) -> int:
+        """Return the bits a weight that the task "bits" asks for, for methods that know whole numbers only.
+
+        Raises:
+            ArgumentError: it is no whole number from 2 to 8.
+        """
+        if self.sparsity not in range(2, 9):
+            raise ArgumentError(
+                f"bits={self.sparsity:g}: this method knows whole numbers from 2 to 8; give some of these, "
+                "as in bits=[4, 3, 2]"
+            )
+        return int(self.sparsity)
+
     def check_single_weights(self) -> None:
         """Refuse other granularities than single weights, for methods that know no other.
 
@@ -179,6 +195,12 @@ class Host:
     versions: Mapping[str, str]
     methods: tuple[Method, ...]
     notes: tuple[str, ...] = ()
+
+
+def mean_bits(levels: Iterable[Quantized]) -> float:
+    """Return the bits that a weight takes in a file, level tables included: a method's `Pruned.bits`."""
+    found = list(levels)
+    return 8 * sum(map(counted, found)) / sum(q.symbols.numel() for q in found)
 
 
 def cross_entropies(outputs: Any, labels: Any) -> Tensor:

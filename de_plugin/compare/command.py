@@ -53,7 +53,7 @@ def add(app: typer.Typer, rank: int) -> None:
         ] = "all",
         task: Annotated[
             list[str] | None,
-            typer.Option(help="weights or channels; repeatable, or by commas. Default: weights."),
+            typer.Option(help="weights, channels or bits; repeatable, or by commas. Default: weights."),
         ] = None,
         methods: Annotated[
             list[str] | None,
@@ -68,6 +68,10 @@ def add(app: typer.Typer, rank: int) -> None:
         ratio: Annotated[
             list[str] | None,
             typer.Option(help="Fractions of each layer's channels to remove. Default: 0.25,0.5,0.75."),
+        ] = None,
+        bits: Annotated[
+            list[str] | None,
+            typer.Option(help="Bits a weight, of the task bits; repeatable, or by commas. Default: 4,3,2."),
         ] = None,
         budget: Annotated[int, typer.Option(help="Evaluations a search; 0 = none.")] = 1000,
         seconds: Annotated[float, typer.Option(help="Seconds a search; 0 = none.")] = 0.0,
@@ -108,6 +112,7 @@ def add(app: typer.Typer, rank: int) -> None:
             "task": _several("task", task, str) or ["weights"],
             "sparsities": _several("sparsity", sparsity, float) or [0.5, 0.7, 0.9],
             "ratios": _several("ratio", ratio, float) or [0.25, 0.5, 0.75],
+            "bits": _several("bits", bits, float) or [4.0, 3.0, 2.0],
             "seeds": _several("seeds", seeds, int) or [0],
             "hosts": None if hosts == "all" else [] if hosts == "none" else _several("hosts", [hosts], str),
             "methods": methods or None,

@@ -1,4 +1,4 @@
-"""The methods that need no host: Directed Evolution, its hybrids, the engine's criteria, and torch's own."""
+"""The methods that need no host: Directed Evolution, its hybrids, criteria and codebooks, and torch's own."""
 
 from __future__ import annotations
 
@@ -11,13 +11,17 @@ from torch import Tensor, nn
 
 from de_plugin.assess.layers import output_dim
 from de_plugin.compare.bounded import bounded
-from de_plugin.compare.case import Case, Host, Method, Pruned
+from de_plugin.compare.case import Case, Host, Method, Pruned, mean_bits
 from de_plugin.criteria import Criterion, blend, criterion, nest
 from de_plugin.prune import DirectedEvolution, Evolving, prune
+from de_plugin.quantize import Quantized, codebook, quantize
 from de_plugin.version import __version__
 
 CRITERIA = ("magnitude", "wanda", "taylor", "fisher", "obs", "random")
 """The engine's criteria that need one pass."""
+
+CODEBOOKS = ("uniform", "kmeans")
+"""The engine's codebooks that are compared without a search."""
 
 _CYCLES = 10
 _A_CYCLE = 200
@@ -49,6 +53,12 @@ def engine() -> Host:
             Method(task, "de_plugin", name, partial(_pruned, partial(criterion, name)), "one pass")
             for name in CRITERIA
         ]
+    methods.append(
+        Method("bits", "de_plugin", "de", _evolved_levels, "steps, levels and bits of layers evolve")
+    )
+    for name in CODEBOOKS:
+        about = "the same number of levels in each layer, no search"
+        methods.append(Method("bits", "de_plugin", name, partial(_equal_levels, name), about))
     return Host("de_plugin", {"de_plugin": __version__}, tuple(methods))
 
 
@@ -104,6 +114,35 @@ def _pruned(make: Callable[[], Criterion], case: Case) -> Pruned:
         **case.asked(),
     )
     return Pruned(model, evaluations=report.evaluations, curve=tuple(search.curve))
+
+
+def _evolved_levels(case: Case) -> Pruned:
+    """Give a copy levels that evolve at the bytes of so many bits; biases stay exact, as hosts leave them."""
+    model = case.copy()
+    report = quantize(
+        model,
+        case.batches,
+        bits=case.bits,
+        biases="exact",
+        budget=case.budget,
+        include=case.include,
+        exclude=case.exclude,
+        **case.asked(),
+    )
+    return Pruned(model, evaluations=report.evaluations, bits=mean_bits(report.quantization.values()))
+
+
+def _equal_levels(name: str, case: Case) -> Pruned:
+    """Give a copy the levels of one codebook, each layer as many as its bits can tell apart."""
+    model, count, levels = case.copy(), 2**case.bits, list[Quantized]()
+    for parameter in case.weights:
+        weight = model.get_parameter(parameter).data
+        kept = (weight != 0).cpu()
+        # a codebook keeps one level for zeros, which is free where there are none
+        book = codebook(name, levels=min(256, count + int(kept.all())))
+        levels.append(book.fit(weight.cpu(), kept))
+        weight.copy_(levels[-1].dequantize())
+    return Pruned(model, evaluations=0, bits=mean_bits(levels))
 
 
 def _by_torch(run: Callable[[Case, nn.Module], None], case: Case) -> Pruned:

@@ -13,7 +13,6 @@ the file.
 
 from __future__ import annotations
 
-import copy
 import functools
 import logging
 import time
@@ -28,38 +27,19 @@ from torch import Tensor, nn
 with warnings.catch_warnings():  # the host is older than the torch it runs on
     warnings.simplefilter("ignore")
     import neural_compressor
-    from neural_compressor.torch.algorithms.weight_only.hqq.config import hqq_global_option
-    from neural_compressor.torch.quantization import (
-        AutoRoundConfig,
-        AWQConfig,
-        GPTQConfig,
-        HQQConfig,
-        RTNConfig,
-        quantize,
-    )
 
     from de_plugin.adapters.neural_compressor import DEQuantConfig, Tuned, tune
-    from de_plugin.adapters.neural_compressor.saving import levels_of
+    from de_plugin.adapters.neural_compressor.builtin import quantized
+    from de_plugin.adapters.neural_compressor.counting import coded, stored
 
-from de_plugin.quantize.cost import counted
 from de_plugin.zoo import DATA, Dataset
 
-_GROUP = 32
-_HQQ_GROUP = 20  # its groups must divide every layer
 _MARGIN = 0.5
 _TRIALS = 10
 _HELD_OUT = 3000
-# GPTQ takes a model without a path for one to be downloaded; nothing is read from there.
-_PLAIN = {"use_layer_wise": False, "group_size": _GROUP}
-_BUILT_IN: dict[str, tuple[Callable[[], Any], int, int]] = {  # config, bits a weight, bits a group beside it
-    "rtn 4": (lambda: RTNConfig(bits=4, **_PLAIN), 4, 16),
-    "rtn 3": (lambda: RTNConfig(bits=3, **_PLAIN), 3, 16),
-    "rtn 2": (lambda: RTNConfig(bits=2, **_PLAIN), 2, 16),
-    "nf4": (lambda: RTNConfig(dtype="nf4", **_PLAIN), 4, 16),
-    "hqq": (lambda: HQQConfig(bits=4, group_size=_HQQ_GROUP), 4, 24),
-    "gptq": (lambda: GPTQConfig(bits=4, model_path=".", **_PLAIN), 4, 16),
-    "awq": (lambda: AWQConfig(bits=4, group_size=_GROUP), 4, 16),
-    "autoround": (lambda: AutoRoundConfig(bits=4, group_size=_GROUP), 4, 16),
+_BUILT_IN = {  # the adapter's name of it, bits a weight
+    **{f"rtn {bits}": ("rtn", bits) for bits in (4, 3, 2)},
+    **{name: (name, 4) for name in ("nf4", "hqq", "gptq", "awq", "autoround")},
 }
 
 METHODS = tuple(method for name in _BUILT_IN for method in (name, f"de at {name}"))
@@ -79,7 +59,7 @@ def row(case: Case, method: str, _ratio: float | None, _steps: int | None, seed:
     found = _tuned(case, method.removeprefix("de at "), seed)
     seconds = time.monotonic() - started
     told = {
-        "mean_bits": _stored(case, found.model),
+        "mean_bits": coded(found.model),
         "nominal_bits": found.trial.mean_bits,
         "bytes": found.trial.bytes,
         "ok": found.ok,
@@ -119,47 +99,22 @@ def _apart(case: Case, seed: int) -> Callable[[nn.Module], float]:
 
 def _built_in(case: Case, method: str) -> nn.Module:
     """Return a copy that a built-in has quantized."""
-    hqq_global_option.use_half = False  # the CPU has no kernels for it
-    inputs = case.inputs[:128]
-
-    def calibrate(model: nn.Module) -> None:
-        for x in inputs:
-            model(x[None])
-
-    given = {} if method in ("rtn 4", "rtn 3", "rtn 2", "nf4", "hqq") else {"run_fn": calibrate}
-    result: nn.Module = quantize(
-        copy.deepcopy(case.model), _BUILT_IN[method][0](), example_inputs=inputs[:1], **given
-    )
-    return result
+    name, bits = _BUILT_IN[method]
+    return quantized(name, case.model, bits, case.inputs)
 
 
 def _counted(case: Case, model: nn.Module, method: str) -> dict[str, float]:
-    """Return bits a weight and bytes, scales included."""
-    _, bits, beside = _BUILT_IN[method]
-    weights = {name: case.model.get_submodule(name).get_parameter("weight") for name in _layers(case)}
+    """Return bits a weight of the layers that Directed Evolution quantizes, and bytes; scales included."""
+    name, bits = _BUILT_IN[method]
+    weights = [f"{layer}.weight" for layer, _ in DEQuantConfig().get_model_info(case.model)]
+    found = stored(name, case.model, bits, model, weights)
     whole = sum(x.numel() * x.element_size() for x in case.model.state_dict().values())
-    total = nominal = scales = 0
-    for name, weight in weights.items():
-        taken = type(model.get_submodule(name)) is not type(case.model.get_submodule(name))
-        total += weight.numel()
-        nominal += weight.numel() * (bits if taken else 32)
-        width = _HQQ_GROUP if method == "hqq" else _GROUP
-        groups = len(weight) * -(-weight[0].numel() // width) if taken else 0
-        scales += groups * beside
-    spent = nominal + scales
-    size = whole - 4 * total + spent / 8
-    return {"mean_bits": spent / total, "nominal_bits": nominal / total, "bytes": round(size)}
-
-
-def _layers(case: Case) -> list[str]:
-    """Return the layers that Directed Evolution quantizes."""
-    return [name for name, _ in DEQuantConfig().get_model_info(case.model)]
-
-
-def _stored(case: Case, model: nn.Module) -> float:
-    """Return the bits that a weight takes in the file, level tables included."""
-    levels = [q for name, q in levels_of(model).items() if case.model.get_parameter(name).dim() > 1]
-    return 8 * sum(map(counted, levels)) / sum(q.symbols.numel() for q in levels)
+    size = whole - 4 * found.weights + found.total / 8
+    return {
+        "mean_bits": found.mean,
+        "nominal_bits": found.nominal / found.weights,
+        "bytes": round(size),
+    }
 
 
 def _tuned(case: Case, method: str, seed: int) -> Tuned:

@@ -19,7 +19,7 @@ from de_plugin.errors import ArgumentError, DEError, FileError
 from tests.commands import invoke, user_module
 
 OPTIONS = (
-    *("model", "data", "output", "hosts", "methods", "task", "sparsity", "ratio", "seeds", "budget"),
+    *("model", "data", "output", "hosts", "methods", "task", "sparsity", "ratio", "bits", "seeds", "budget"),
     *("seconds", "samples", "granularity", "divergence", "batch_size"),
 )
 
@@ -123,9 +123,26 @@ def test_ctrl_c_keeps_what_is_done(module: str, monkeypatch: pytest.MonkeyPatch)
     assert compared(module, "--output", "report", "--resume").exit_code == 0
 
 
+def test_bits_are_a_task_and_an_option_that_a_config_keeps(module: str) -> None:
+    result = invoke(
+        *("compare", "--model", f"{module}:model", "--data", f"{module}:data", "--hosts", "none"),
+        *("--task", "bits", "--bits", "3,2", "--bits", "5", "--methods", "uniform", "--output", "report"),
+    )
+    assert result.exit_code == 0, result.output
+    assert "Bits of weights: divergence (calibration data)" in result.stdout
+    found = Comparison.from_json("report/rows.json")
+    assert [(r.task, r.sparsity, r.failed) for r in found.rows] == [("bits", b, False) for b in (3, 2, 5)]
+    assert read(Path("report") / "compare.toml", OPTIONS)["bits"] == ["3,2", "5"]
+    again = invoke("compare", "--config", "report/compare.toml", "--output", "other", "--bits", "4")
+    assert again.exit_code == 0, again.output
+    assert [r.sparsity for r in Comparison.from_json("other/rows.json").rows] == [4.0]
+
+
 @pytest.mark.parametrize(
     ("more", "error", "message"),
     [
+        (("--task", "bits", "--bits", "few"), ArgumentError, "--bits few: .* expected numbers"),
+        (("--task", "bits", "--bits", "0"), DEError, "bits=\\[0.0\\]"),
         (("--sparsity", "half"), ArgumentError, "--sparsity half: .* expected numbers"),
         (("--hosts", "no-such-host"), DEError, "'no-such-host' is none"),
         (("--methods", "magnitud"), DEError, "'magnitud' stands for none"),

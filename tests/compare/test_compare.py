@@ -190,7 +190,7 @@ def test_progress_is_told_at_the_beginning_and_end_of_each_row() -> None:
         ({"hosts": ["no-such-host"]}, ArgumentError, "'no-such-host' is none"),
         ({"divergence": "far"}, ArgumentError, "divergence='far'"),
         ({"include": ["fc*"]}, SelectionError, "include"),
-        ({"task": "bits"}, ArgumentError, "none of the hosts offers any for bits"),
+        ({"task": "bits", "methods": [ZEROING]}, ArgumentError, "none of the hosts offers any for bits"),
     ],
 )
 def test_what_cannot_work_is_refused_at_once(

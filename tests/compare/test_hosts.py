@@ -17,6 +17,7 @@ from tests.compare.small import BROKEN, ZEROING, data, network
 
 ROOT = Path(__file__).parents[2]
 VALUES = {
+    "neural-compressor": "de_plugin.adapters.neural_compressor.comparing:host",
     "nni": "de_plugin.adapters.nni.comparing:host",
     "torch-pruning": "de_plugin.adapters.torch_pruning.comparing:host",
 }
@@ -101,3 +102,40 @@ def test_every_method_of_a_host_leaves_what_was_asked_for(
     searched = [r for r in result.rows if r.method == "de"]
     assert searched
     assert all(r.evaluations >= 20 for r in searched)
+
+
+def test_the_engine_offers_levels_for_so_many_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    offered(monkeypatch)
+    result: Any = compare(network(), data(), task="bits", bits=(5, 3), budget=20, test=data(40, 1))
+    assert [r.error for r in result.failed] == []
+    assert [r.host for r in result.rows] == ["de_plugin"] * 6
+    rows = {(r.method, r.sparsity): r for r in result.rows}
+    for method in ("uniform", "kmeans"):
+        fine, coarse = rows[method, 5.0], rows[method, 3.0]
+        assert fine.divergence < coarse.divergence
+        assert 2.5 < coarse.bits < 4  # three layers' tables, of two bytes a level, are much of so few weights
+        assert coarse.bits < fine.bits
+        assert coarse.evaluations == 0
+        assert coarse.density == 1.0
+    assert rows["de", 3.0].bits < rows["de", 5.0].bits < 6
+    assert rows["de", 3.0].evaluations >= 20
+
+
+def test_levels_leave_zeros_and_what_is_excluded_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    offered(monkeypatch)
+    model = network()
+    model.get_parameter("3.weight").data[:, ::2] = 0
+    result: Any = compare(
+        model, data(), task="bits", bits=(2,), methods=["uniform", "kmeans"], exclude=["0"], test=data(40, 1)
+    )
+    assert [r.error for r in result.failed] == []
+    assert {r.density for r in result.rows} == {1 - 320 / (640 + 30)}
+    assert {tuple(name for name, _ in r.layers) for r in result.rows} == {("3.weight", "5.weight")}
+
+
+@pytest.mark.parametrize("bits", [2.5, 1, 9])
+def test_bits_that_no_levels_have_are_rows_that_say_so(bits: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    offered(monkeypatch)
+    result: Any = compare(network(), data(), task="bits", bits=(bits,), budget=20)
+    assert len(result.rows) == 3
+    assert all(f"ArgumentError: bits={bits:g}: " in r.error and "2 to 8" in r.error for r in result.rows)

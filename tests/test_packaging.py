@@ -30,7 +30,9 @@ def test_importing_it_imports_no_host_and_no_terminal() -> None:
 
 
 def test_importing_it_warns_of_nothing() -> None:
-    done = output("import torch, warnings; warnings.simplefilter('error'); import de_plugin, de_plugin.testing")
+    done = output(
+        "import torch, warnings; warnings.simplefilter('error'); import de_plugin, de_plugin.testing"
+    )
     assert (done.returncode, done.stderr) == (0, "")
 
 

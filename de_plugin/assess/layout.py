@@ -14,6 +14,13 @@ from de_plugin.types import PyTree
 _TRIED = 2
 """Samples that tell whether a model takes them."""
 
+_NARROW = 32
+"""Channels below which strided pointwise convolutions keep the plain layout.
+
+With channels last, the processor's kernel for the gradient of their weights writes past its buffer where there
+are fewer than it takes at once (oneDNN in torch 2.13; 8 with AVX2).
+"""
+
 
 def channels_last(images: Tensor) -> Tensor:
     """Return images ``(samples, channels, height, width)`` with their channels last in memory.
@@ -46,7 +53,8 @@ def takes_channels_last(forward: Callable[..., Any], model: nn.Module, inputs: P
     """Tell whether a model gets its images with their channels last.
 
     So it does where the inputs are one tensor of images on a processor, the model holds convolutions of
-    images, and it answers the same; one that cuts its features by ``view`` fails and gets them as they are.
+    images none of which is a narrow pointwise one with a stride, and it answers the same; one that cuts its
+    features by ``view`` fails and gets them as they are.
 
     Args:
         forward: calls the model without a gradient.
@@ -55,7 +63,8 @@ def takes_channels_last(forward: Callable[..., Any], model: nn.Module, inputs: P
     """
     if not isinstance(inputs, Tensor) or inputs.dim() != 4 or inputs.device.type != "cpu":
         return False
-    if not any(isinstance(m, nn.Conv2d | nn.ConvTranspose2d) for m in model.modules()):
+    layers = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)]
+    if not layers or any(map(_harmful, layers)):
         return False
     try:
         plain = tree_flatten(forward(model, inputs[:_TRIED]))[0]
@@ -64,6 +73,12 @@ def takes_channels_last(forward: Callable[..., Any], model: nn.Module, inputs: P
         return False
     same = len(plain) == len(laid)
     return same and all(_close(x, y) for x, y in zip(plain, laid, strict=True) if isinstance(x, Tensor))
+
+
+def _harmful(layer: nn.Conv2d | nn.ConvTranspose2d) -> bool:
+    """Tell whether the gradient of a layer's weights is not to be trusted with channels last."""
+    pointwise = max(layer.kernel_size) == 1 and max(layer.stride) > 1
+    return pointwise and min(layer.in_channels, layer.out_channels) < _NARROW * layer.groups
 
 
 def _close(x: Tensor, y: Tensor) -> bool:

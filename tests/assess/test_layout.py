@@ -81,6 +81,18 @@ def test_a_network_without_convolutions_gets_its_images_as_they_were() -> None:
     assert problem.pool.take(problem.search)[0].inputs.is_contiguous()
 
 
+@pytest.mark.parametrize(("width", "stride", "laid"), [(7, 2, False), (7, 1, True), (32, 2, True)])
+def test_narrow_pointwise_convolutions_with_a_stride_keep_the_plain_layout(
+    width: int, stride: int, laid: bool
+) -> None:
+    """The gradient of their weights would corrupt memory: see `layout`."""
+    model = nn.Sequential(
+        nn.Conv2d(2, width, 3), nn.Conv2d(width, 40, 1, stride=stride), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    ).eval()
+    problem = Problem(model, torch.randn(40, 2, 10, 10), divergence="mse", evaluate="serial")
+    assert is_channels_last(problem.pool.take(problem.search)[0].inputs) == laid
+
+
 class Insisting(Viewing):
     """Refuses what it does not expect in a way of its own."""
 

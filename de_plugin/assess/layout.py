@@ -17,7 +17,7 @@ _TRIED = 2
 _NARROW = 32
 """Channels below which strided pointwise convolutions keep the plain layout.
 
-With channels last, the processor's kernel for the gradient of their weights writes past its buffer where there
+With channels last, the kernel for the gradient of their weights writes past its buffer where there
 are fewer than it takes at once (oneDNN in torch 2.13; 8 with AVX2).
 """
 

@@ -160,12 +160,12 @@ def test_batch_norms_stay_matched_where_a_reconstruction_is_undone() -> None:
     recover.prepare(problem)
     cut(problem, 0.5)
     weights, norm = [v.clone() for v in problem.units.values()], model[1]
-    before: Tensor = norm.running_mean.clone()
+    before = norm.get_buffer("running_mean").clone()
     recover(problem)
     told = problem.events[-1]
     assert told["accepted"] is False
     assert all(torch.equal(a, b) for a, b in zip(weights, problem.units.values(), strict=True))
-    assert not torch.equal(norm.running_mean, before)
+    assert not torch.equal(norm.get_buffer("running_mean"), before)
     assert float(problem.gate(problem.kept[None], repair=False)[0]) == pytest.approx(told["before"])
 
 
@@ -179,8 +179,8 @@ def test_a_detector_keeps_its_objects_better_where_places_are_weighed() -> None:
         nn.Conv2d(12, 7, 1),
     ).eval()
     with torch.no_grad():
-        model[4].weight.mul_(6)
-        model[4].bias[4] = -4.0  # nearly all places are empty
+        model.get_parameter("4.weight").mul_(6)
+        model.get_parameter("4.bias")[4] = -4.0  # nearly all places are empty
     images = torch.zeros(120, 1, 12, 12)
     spots = torch.randint(2, 10, (120, 2), generator=torch.Generator().manual_seed(1))
     for image, (y, x) in zip(images, spots.tolist(), strict=True):

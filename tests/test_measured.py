@@ -1,0 +1,56 @@
+"""Tables of measured rows say what the rows say."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+BENCHMARKS = ROOT / "examples" / "benchmarks"
+SHOWN = {"dropin-torch-pruning.json": "README.md", "dropin-nni.json": "docs/benchmarks.md"}
+
+
+def script() -> Any:
+    spec = importlib.util.spec_from_file_location("dropin_table", BENCHMARKS / "dropin_table.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def row(method: str, divergence: float, accuracy: float, macs: int = 100) -> dict[str, Any]:
+    told = {"network": "lenet5", "data": "mnist", "ratio": 0.5, "steps": 1, "seed": 0, "method": method}
+    return {**told, "divergence": divergence, "accuracy": accuracy, "macs": macs}
+
+
+@pytest.mark.parametrize(("name", "page"), SHOWN.items())
+def test_every_measured_cell_is_shown_as_it_was_measured(name: str, page: str) -> None:
+    table = script()
+    rows = json.loads((BENCHMARKS / "measured" / name).read_text())["rows"]
+    text = (ROOT / page).read_text()
+    lines = [table.line(key, some) for key, some in table.cells(rows).items()]
+    assert len(lines) >= 10
+    for line in lines:
+        cells = line.strip("| ").split(" | ")[:3]
+        assert " | ".join(cells) in text, line
+
+
+def test_what_is_better_is_bold_and_rows_of_another_size_do_not_count() -> None:
+    table = script()
+    rows = [row("de", 0.1, 95.0), row("fpgm", 0.2, 96.0), row("bn scale", 0.0, 99.0, macs=200)]
+    [(key, some)] = table.cells(rows).items()
+    assert table.line(key, some) == "| LeNet-5, 50%, 1 step | **0.1** / 95.00 | 0.2 / **96.00** |  |"
+
+
+def test_single_weights_are_a_cell_of_their_own_and_errors_leave_no_line() -> None:
+    table = script()
+    failed = {**row("fpgm", 0, 0), "error": "broken"}
+    rows = [row("de", 0.1, 95.0), failed, row("de (weights)", 0.1, 95.0), row("level", 0.3, 90.0)]
+    lines = [table.line(key, some) for key, some in table.cells(rows).items()]
+    assert lines[0] is None
+    assert lines[1] == "| LeNet-5, 50%, weights, 1 step | **0.1** / **95.00** | 0.3 / 90.00 |  |"

@@ -2,7 +2,7 @@
 
 All get the same number of bits for every layer. Mean bits are of the weights that Directed Evolution
 quantizes: of the host's they count scales and zero points, and 32 bits where an algorithm leaves a weight
-alone; of Directed Evolution its part of the file, level tables included. Biases stay exact.
+alone; of Directed Evolution its part of the file, level tables included, and its biases stay exact.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ _NOTES = (
     "neural-compressor: its own algorithms quantize linear layers only, and leave all others at 32 bits",
     "neural-compressor: its GPTQ, AWQ and AutoRound need transformer blocks",
     "neural-compressor: its GPTQ needs the package accelerate, and its AutoRound auto-round",
+    "neural-compressor: Directed Evolution in it has no budget of evaluations or seconds",
     "neural-compressor: its TEQ is left out: in 3.10 it rounds to 4 bits, whatever it is asked for",
 )
 

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-OURS = {"de": "channels", "de (weights)": "weights"}
+OURS = ("de", "de (weights)")
 WEIGHTS = ("de (weights)", "level")
 """Methods that zero single weights; all others take channels."""
 NAMES = {"lenet5": "LeNet-5", "resnet": "ResNet", "vit": "ViT", "crepe": "CREPE", "lenet300": "LeNet-300"}
@@ -65,9 +65,9 @@ def main() -> None:
     """Print the table of one or more files."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("files", nargs="+", type=Path)
-    rows = [row for path in parser.parse_args().files for row in json.loads(path.read_text())["rows"]]
+    found = [cells(json.loads(path.read_text())["rows"]) for path in parser.parse_args().files]  # a host each
     print("| network, share, steps | DE | best built-in of each column | best corrected |\n|---|---|---|---|")
-    for key, some in cells(rows).items():
+    for key, some in (item for part in found for item in part.items()):
         text = line(key, some)
         if text:
             print(text)

@@ -13,9 +13,9 @@ not measured again, and networks are kept in `--work`, so that a run goes on whe
 from __future__ import annotations
 
 import argparse
+import hashlib
 import itertools
 import json
-import math
 import platform
 import time
 from collections.abc import Callable, Iterator
@@ -25,13 +25,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from yolo_precision import average_precision
 
 import de_plugin
 from de_plugin import Detector, DirectedEvolution, Head, Schedule, Swaps
 from de_plugin.encode import packed
+from de_plugin.encode.files import whole
 from de_plugin.prune.recover import BatchNormMatching, Distillation, Reconstruction
 from de_plugin.quantize import LevelTraining, RateSearch
 from de_plugin.zoo import (
@@ -52,8 +54,11 @@ from de_plugin.zoo import (
 
 SPARSITIES = (0.7, 0.8, 0.9)
 """Of the rows without a gradient step."""
+MASKS = ("magnitude", "magnitude reconstruct", "de reconstruct")
+STAGES = ("original", *MASKS, "distilled", "file")
+FILE = "yolo.de.safetensors"
 BATCH = 8
-_FREE = ("json", "stages", "pictures", "names", "threads")
+_FREE = ("json", "work", "stages", "pictures", "names", "threads")
 """Options that rows may differ in."""
 Row = dict[str, Any]
 
@@ -125,9 +130,8 @@ class Run:
                 result += detections(decoded, sizes, model.size, threshold=0.005)
         return result
 
-    def told(self, stage: str, model: Darknet, started: float, **more: Any) -> Row:
+    def told(self, stage: str, model: Darknet, seconds: float, **more: Any) -> Row:
         """Measure a network on the evaluation images."""
-        seconds = time.monotonic() - started
         ours = self.found(model)
         sure = retention(self.seen, ours, confidence=0.8)
         all_ = retention(self.seen, ours, confidence=0.5)
@@ -150,16 +154,23 @@ class Run:
             **more,
         }
 
-    def kept(self, stage: str, make: Callable[[Darknet], Any]) -> Darknet:
-        """Return a network that `make` has changed, from the work folder where it is there."""
+    def kept(self, stage: str, make: Callable[[Darknet], Any]) -> tuple[Darknet, float]:
+        """Return a network that `make` has changed and the seconds that took: once, then from the work folder.
+
+        What a search that was cut off had taken before is not counted.
+        """
         path = self.options.work / f"{stage.replace(' ', '-')}.safetensors"
         model = darknet(self.options.cfg, self.options.weights)
-        if path.exists():
-            model.load_state_dict(load_file(path))
-        else:
+        if not path.exists():
+            _ = self.calibration  # read before the clock starts
+            started = time.monotonic()
             make(model)
-            save_file({k: v.contiguous() for k, v in model.state_dict().items()}, path)
-        return model
+            told = {"seconds": str(time.monotonic() - started)}
+            with whole(path) as draft:
+                save_file({k: v.contiguous() for k, v in model.state_dict().items()}, draft, told)
+        with safe_open(path, "pt") as file:
+            model.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+            return model, float(file.metadata()["seconds"])
 
 
 def forward(model: nn.Module, images: Tensor) -> Any:
@@ -182,13 +193,12 @@ def search(options: argparse.Namespace) -> DirectedEvolution:
 
 def masks(run: Run, sparsity: float, name: str) -> Row:
     """Zero weights without a gradient step."""
-    started = time.monotonic()
     recovery: list[Any] = [BatchNormMatching(64)]
     if "reconstruct" in name:
         recovery.append(Reconstruction(samples=run.options.mask_samples))
     evolved = name.startswith("de")
     stage = f"{name} {sparsity:.0%}"
-    model = run.kept(
+    model, seconds = run.kept(
         stage,
         lambda net: de_plugin.prune(
             net,
@@ -200,10 +210,10 @@ def masks(run: Run, sparsity: float, name: str) -> Row:
             **run.shared(run.options.mask_samples),
         ),
     )
-    return run.told(stage, model, started)
+    return run.told(stage, model, seconds)
 
 
-def distilled(run: Run) -> Darknet:
+def distilled(run: Run) -> tuple[Darknet, float]:
     """Prune in many cycles, with a short distillation after each and a long one at the end."""
     options = run.options
     between = Distillation(
@@ -231,18 +241,17 @@ def distilled(run: Run) -> Darknet:
 
 def trained(run: Run) -> Row:
     """Measure the distilled network."""
-    started = time.monotonic()
-    return run.told("distilled", distilled(run), started)
+    return run.told("distilled", *distilled(run))
 
 
 def filed(run: Run) -> Row:
     """Give the distilled network few levels, train these, and write the file."""
-    started = time.monotonic()
-    model = distilled(run)
-    path = run.options.work / "yolo.de.safetensors"
-    if not path.exists():
+    path = run.options.work / FILE
+
+    def make(net: Darknet) -> None:
+        net.load_state_dict(distilled(run)[0].state_dict())
         report = de_plugin.quantize(
-            model,
+            net,
             run.calibration,
             bits=run.options.bits,
             teacher=run.original,
@@ -257,34 +266,38 @@ def filed(run: Run) -> Row:
             **run.shared(run.options.level_samples),
         )
         data, _ = packed(report.state, dtypes=report.dtypes)
-        path.write_bytes(data)
+        with whole(path) as draft:
+            draft.write_bytes(data)
+
+    _ = distilled(run)  # that has a row, and seconds, of its own
+    _, seconds = run.kept("levels", make)
     loaded = darknet(run.options.cfg, run.options.weights)
     de_plugin.load(path, into=loaded)
     info = de_plugin.inspect(path)
     weights = [x for x in info.layers if x.kind == "quantized" and len(x.shape) > 1]
     bits = 8 * sum(x.bytes for x in weights) / max(1, sum(x.nonzero for x in weights))
     size = path.stat().st_size
-    if run.options.pictures is not None:
-        pictures(run, loaded)
-    return run.told("file", loaded, started, bits=bits, bytes=size, ratio=info.ratio)
+    return run.told("file", loaded, seconds, bits=bits, bytes=size, ratio=info.ratio)
 
 
-def pictures(run: Run, model: Darknet) -> None:
-    """Draw what the original and the compressed network find in each evaluation image."""
-    folder, names = run.options.pictures, run.options.names
+def pictures(run: Run) -> None:
+    """Draw what the original and the file find in each evaluation image."""
+    folder, names, path = run.options.pictures, run.options.names, run.options.work / FILE
+    if not path.exists():
+        raise SystemExit(f"--pictures {folder}: there is no file yet; measure the stage 'file' first")
+    model = darknet(run.options.cfg, run.options.weights)
+    de_plugin.load(path, into=model)
     folder.mkdir(parents=True, exist_ok=True)
     classes = [] if names is None else names.read_text().split("\n")
-    for path, *both in zip(photo_files(run.options.eval_images), run.seen, run.found(model), strict=True):
+    for photo, *both in zip(photo_files(run.options.eval_images), run.seen, run.found(model), strict=True):
         shown = [[x for x in found if x.score >= 0.5] for found in both]
-        side_by_side(read_photo(path), shown[0], shown[1], classes).save(folder / f"{path.stem}.png")
+        side_by_side(read_photo(photo), shown[0], shown[1], classes).save(folder / f"{photo.stem}.png")
 
 
 def stages(run: Run) -> Iterator[tuple[str, Callable[[], Row]]]:
     """Yield what is measured, in order."""
-    yield "original", lambda: run.told("original", run.original, time.monotonic())
-    for name, sparsity in itertools.product(
-        ("magnitude", "magnitude reconstruct", "de reconstruct"), SPARSITIES
-    ):
+    yield "original", lambda: run.told("original", run.original, 0.0)
+    for name, sparsity in itertools.product(MASKS, SPARSITIES):
         yield f"{name} {sparsity:.0%}", partial(masks, run, sparsity, name)
     yield "distilled", partial(trained, run)
     yield "file", partial(filed, run)
@@ -295,34 +308,70 @@ def main() -> None:
     options = parsed()
     torch.set_num_threads(options.threads)
     options.work.mkdir(parents=True, exist_ok=True)
-    settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items() if k not in _FREE}
-    settings["images"] = [str(path) for path in options.images]
-    versions = {
+    check_apart(options)
+    fresh = {"versions": versions(), "settings": settings(options), "rows": []}
+    for path in (options.json, options.work / "settings.json"):
+        known = json.loads(path.read_text()) if path.exists() else fresh
+        for part in ("versions", "settings"):
+            other = sorted(k for k, v in fresh[part].items() if known[part].get(k) != v)
+            if other:
+                raise SystemExit(
+                    f"{path}: belongs to other {', '.join(other)}; give another --json and --work"
+                )
+    document = json.loads(options.json.read_text()) if options.json.exists() else fresh
+    (options.work / "settings.json").write_text(json.dumps({**fresh, "rows": []}, indent=1))
+    run = Run(options)
+    for stage, measure in stages(run):
+        known = [row["stage"] for row in document["rows"]]
+        if stage in known or (options.stages and stage.rsplit(" ", 1)[0] not in options.stages):
+            continue
+        row = measure()
+        document["rows"].append(row)
+        rounded = {k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}
+        print(rounded, flush=True)
+        with whole(options.json) as draft:
+            draft.write_text(json.dumps(document, indent=1))
+    if options.pictures is not None:
+        pictures(run)
+
+
+def check_apart(options: argparse.Namespace) -> None:
+    """Refuse to measure on images that the choice has seen, and too few for what is asked."""
+    files = [path for folder in options.images for path in photo_files(folder)]
+    seen = {hashlib.sha256(path.read_bytes()).digest() for path in files}
+    both = [
+        p.name for p in photo_files(options.eval_images) if hashlib.sha256(p.read_bytes()).digest() in seen
+    ]
+    if both:
+        raise SystemExit(
+            f"--eval-images: {', '.join(both[:5])} and so on are among --images too; leave them out"
+        )
+    if options.plain < 1 or (options.mosaics > 0 and len(files) < 4):
+        raise SystemExit(
+            f"--plain {options.plain}, --mosaics {options.mosaics}: need 1 and 4 photographs at least"
+        )
+
+
+def versions() -> dict[str, str]:
+    """Return what rows depend on."""
+    return {
         "python": platform.python_version(),
         "torch": torch.__version__,
         "de_plugin": de_plugin.__version__,
     }
-    document: dict[str, Any] = {"versions": versions, "settings": settings, "rows": []}
-    if options.json.exists():
-        old = json.loads(options.json.read_text())
-        other = sorted(k for k, v in settings.items() if old["settings"].get(k) != v)
-        if other:
-            raise SystemExit(
-                f"--json {options.json}: was measured with other {', '.join(other)}; give another file"
-            )
-        document["rows"] = old["rows"]
-    run = Run(options)
-    for stage, measure in stages(run):
-        known = [row["stage"] for row in document["rows"]]
-        if stage in known or (options.stages and stage.split(" ")[0] not in options.stages):
-            continue
-        row = measure()
-        document["rows"].append(row)
-        print(
-            {k: round(v, 4) if isinstance(v, float) and math.isfinite(v) else v for k, v in row.items()},
-            flush=True,
-        )
-        options.json.write_text(json.dumps(document, indent=1))
+
+
+def settings(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the options that rows depend on, as JSON holds them."""
+    return {
+        name: [str(x) for x in value]
+        if name == "images"
+        else str(value)
+        if isinstance(value, Path)
+        else value
+        for name, value in vars(options).items()
+        if name not in _FREE
+    }
 
 
 def parsed() -> argparse.Namespace:
@@ -344,7 +393,7 @@ def parsed() -> argparse.Namespace:
         "--pictures", type=Path, help="a folder for what original and file find, side by side"
     )
     parser.add_argument("--names", type=Path, help="names of the classes, a line each, for the pictures")
-    parser.add_argument("--stages", nargs="+", help="first words of stages; all where none is given")
+    parser.add_argument("--stages", nargs="+", choices=STAGES, help="all where none is given")
     parser.add_argument("--plain", type=int, default=128, help="images taken as they are")
     parser.add_argument("--variations", type=int, default=2, help="of each image")
     parser.add_argument("--mosaics", type=int, default=3, help="times that all images are put four in one")

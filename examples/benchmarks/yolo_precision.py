@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from de_plugin.errors import DataError
 from de_plugin.zoo import Detection, Photos
 
 
@@ -20,6 +21,9 @@ def average_precision(found: Sequence[Sequence[Detection]], photos: Photos, labe
         found: detections by image.
         photos: the images.
         labels: a folder with a text file an image: class, centre and sides as shares, a line an object.
+
+    Raises:
+        DataError: there is no object, or a line holds something else.
     """
     if importlib.util.find_spec("pycocotools") is None:
         return None
@@ -31,7 +35,10 @@ def average_precision(found: Sequence[Sequence[Detection]], photos: Photos, labe
         images.append({"id": number, "height": height, "width": width})
         path = labels / f"{Path(name).stem}.txt"
         for line in path.read_text().splitlines() if path.exists() else []:
-            label, x, y, w, h = map(float, line.split())
+            try:
+                label, x, y, w, h = map(float, line.split())
+            except ValueError as error:
+                raise DataError(f"{path}: {line!r} is not class, centre and sides of an object") from error
             box = [(x - w / 2) * width, (y - h / 2) * height, w * width, h * height]
             objects.append(
                 {
@@ -47,7 +54,9 @@ def average_precision(found: Sequence[Sequence[Detection]], photos: Photos, labe
             left, top, right, bottom = one.box
             box = [left, top, right - left, bottom - top]
             answers.append({"image_id": number, "category_id": one.label, "bbox": box, "score": one.score})
-    if not answers or not objects:
+    if not objects:
+        raise DataError(f"labels={labels}: holds no object of these {len(images)} images, expected IMAGE.txt")
+    if not answers:
         return 0.0
     with contextlib.redirect_stdout(io.StringIO()):
         truth: Any = coco.COCO()

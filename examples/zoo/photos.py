@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -57,8 +57,10 @@ def read_photo(path: str | os.PathLike[str]) -> Tensor:
     """
     try:
         with Image.open(path) as picture:
+            if picture.mode[0] in "IF":
+                raise DataError(f"{path} has {picture.mode} pixels, expected 8 bits a channel: convert it")
             pixels = np.array(picture.convert("RGB"))
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{path} is no photograph that can be read ({error}): leave it out") from error
     return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
 
@@ -96,7 +98,7 @@ def varied(photo: Tensor, size: tuple[int, int], generator: torch.Generator) -> 
         uint8 ``(3, *size)``.
     """
     scale, wider, flip, light = torch.rand(4, generator=generator).tolist()
-    shares = (0.5 + 0.5 * scale, (0.5 + 0.5 * scale) * (0.8 + 0.4 * wider))
+    shares = (0.5 + 0.5 * scale, max(0.5, (0.5 + 0.5 * scale) * (0.8 + 0.4 * wider)))
     sides = [min(whole, max(1, round(whole * s))) for whole, s in zip(photo.shape[1:], shares, strict=True)]
     corner = [
         int(torch.randint(whole - side + 1, (), generator=generator))

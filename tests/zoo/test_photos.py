@@ -50,6 +50,14 @@ def test_what_is_no_photograph_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"no picture")
     with pytest.raises(DataError, match=r"a\.png is no photograph"):
         read_photo(tmp_path / "a.png")
+    picture(tmp_path / "b.png")
+    whole = (tmp_path / "b.png").read_bytes()
+    (tmp_path / "b.png").write_bytes(whole.replace(b"IDAT", b"\x00DAT"))
+    with pytest.raises(DataError, match=r"b\.png is no photograph"):
+        read_photo(tmp_path / "b.png")
+    Image.fromarray(np.full((4, 4), 30000, dtype=np.uint16)).save(tmp_path / "c.png")
+    with pytest.raises(DataError, match="8 bits a channel"):
+        read_photo(tmp_path / "c.png")
     with pytest.raises(DataError, match="no photographs"):
         photo_files(tmp_path / "nowhere")
     with pytest.raises(DataError, match="at least one"):
@@ -63,6 +71,8 @@ def test_variations_depend_on_the_generator_alone(shape: tuple[int, int, int]) -
     assert first.shape == (3, 320, 320)
     assert first.dtype == torch.uint8
     assert torch.equal(first, second)
+    if min(shape[1:]) > 1:
+        assert not torch.equal(first, varied(photo, (320, 320), torch.Generator().manual_seed(5)))
 
 
 def test_a_mosaic_holds_four() -> None:
@@ -71,5 +81,8 @@ def test_a_mosaic_holds_four() -> None:
     assert whole.shape == (3, 8, 12)
     corners = [whole[0, y, x].item() for y in (0, -1) for x in (0, -1)]
     assert corners == [0, 51, 153, 255]
+    photos = [torch.linspace(0, 1, 6).expand(3, 4, 6)] * 4
+    seen = {mosaic(photos, (8, 12), torch.Generator().manual_seed(n)).numpy().tobytes() for n in range(6)}
+    assert len(seen) > 1
     with pytest.raises(ArgumentError, match="even"):
         mosaic(photos, (7, 12), torch.Generator())

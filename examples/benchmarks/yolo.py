@@ -155,7 +155,7 @@ class Run:
         }
 
     def kept(self, stage: str, make: Callable[[Darknet], Any]) -> tuple[Darknet, float]:
-        """Return a network that `make` has changed and the seconds that took: once, then from the work folder.
+        """Return a network that `make` has changed, and the seconds: once, then from the work folder.
 
         What a search that was cut off had taken before is not counted.
         """
@@ -309,11 +309,11 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     options.work.mkdir(parents=True, exist_ok=True)
     check_apart(options)
-    fresh = {"versions": versions(), "settings": settings(options), "rows": []}
+    fresh: dict[str, Any] = {"versions": versions(), "settings": settings(options), "rows": []}
     for path in (options.json, options.work / "settings.json"):
-        known = json.loads(path.read_text()) if path.exists() else fresh
+        old = json.loads(path.read_text()) if path.exists() else fresh
         for part in ("versions", "settings"):
-            other = sorted(k for k, v in fresh[part].items() if known[part].get(k) != v)
+            other = sorted(k for k, v in fresh[part].items() if old[part].get(k) != v)
             if other:
                 raise SystemExit(
                     f"{path}: belongs to other {', '.join(other)}; give another --json and --work"

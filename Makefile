@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
+WORKERS ?= logical
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint docs clean
@@ -13,7 +14,7 @@ demo: $(STAMP) ## prune a network on real data and show what it costs
 	@$(BIN)/python examples/demo.py
 
 test: $(STAMP) ## run all tests
-	@$(BIN)/python -m pytest
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadgroup
 
 lint: $(STAMP) ## check style, formatting, types and the direction of imports
 	@$(BIN)/ruff check .

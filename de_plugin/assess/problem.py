@@ -115,11 +115,12 @@ class Problem:
         self._owners: list[object] = []
         self._memory: dict[Any, Any] = {}
         spill = Spill(memory)
-        if teacher is not None:
-            require_eval(teacher)
+        self.teacher: nn.Module = model if teacher is None else teacher
+        """What gave the answers: the model itself, before anything changed, or another."""
+        require_eval(self.teacher)
         answered = ask(
             self.forward,
-            model if teacher is None else teacher,
+            self.teacher,
             model,
             batches,
             samples,

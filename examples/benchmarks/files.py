@@ -5,13 +5,14 @@ divergence, survivors are updated in closed form, levels make good each other's 
 that the search does not see tell how small the file may become: it errs on at most `--points` percent more
 of them than the original. "recovered" trains between the cycles and after the levels, with labels, and fits a
 file of the size asked for. All choices see training images only. The error is that of the file as it is
-loaded, on the 10,000 test images, looked at once.
+loaded, on the 10,000 test images, looked at once. Rows that the file has already are not measured again.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import json
 import platform
 import tempfile
@@ -25,6 +26,7 @@ from torch import nn
 
 import de_plugin
 from de_plugin import DirectedEvolution, Schedule, Swaps
+from de_plugin.encode.files import whole
 from de_plugin.prune.recover import Distillation
 from de_plugin.quantize import RateSearch
 from de_plugin.zoo import DATA, Dataset, accuracy, teacher
@@ -140,27 +142,48 @@ def row(network: str, data: Dataset, recipe: str, points: float) -> dict[str, An
 def main() -> None:
     """Measure every network, data set and recipe, and write the rows."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path, required=True)
-    parser.add_argument("--networks", nargs="+", default=["lenet300", "lenet5"])
+    parser.add_argument("--json", type=Path, required=True, help="read where it exists, and written")
+    parser.add_argument("--networks", nargs="+", default=["lenet300", "lenet5"], choices=list(TARGETS))
     parser.add_argument("--data", nargs="+", default=sorted(DATA, reverse=True), choices=sorted(DATA))
-    parser.add_argument("--recipes", nargs="+", default=["post-training", "recovered"])
+    parser.add_argument(
+        "--recipes", nargs="+", default=["post-training", "recovered"], choices=["post-training", "recovered"]
+    )
     parser.add_argument("--points", type=float, default=0.5)
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    rows: list[dict[str, Any]] = []
-    for name in given.data:
-        data = DATA[name]()
-        for network in given.networks:
-            for recipe in given.recipes:
-                rows.append(row(network, data, recipe, given.points))
-                print(rows[-1], flush=True)
-                versions = {
-                    "python": platform.python_version(),
-                    "torch": torch.__version__,
-                    "de_plugin": de_plugin.__version__,
-                }
-                given.json.write_text(json.dumps({"versions": versions, "rows": rows}, indent=1))
+    document = opened(given.json, given.points)
+    rows: list[dict[str, Any]] = document["rows"]
+    for name, network, recipe in itertools.product(given.data, given.networks, given.recipes):
+        if any((r["data"], r["network"], r["recipe"]) == (name, network, recipe) for r in rows):
+            continue
+        rows.append(row(network, DATA[name](), recipe, given.points))
+        print(rows[-1], flush=True)
+        with whole(given.json) as draft:
+            draft.write_text(json.dumps(document, indent=1))
+
+
+def opened(path: Path, points: float) -> dict[str, Any]:
+    """Return what the file holds, or a new document.
+
+    Raises:
+        SystemExit: its rows were measured with other versions, or within another error.
+    """
+    versions = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "de_plugin": de_plugin.__version__,
+    }
+    fresh: dict[str, Any] = {"versions": versions, "points": points, "rows": []}
+    if not path.exists():
+        return fresh
+    old: dict[str, Any] = json.loads(path.read_text())
+    for name in ("versions", "points"):
+        if old.get(name) != fresh[name]:
+            raise SystemExit(
+                f"--json {path}: its {name} is {old.get(name)}, here it is {fresh[name]}; give another file"
+            )
+    return old
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from de_plugin.prune.recover.base import Recovery, Sequence, recoveries, recover
 from de_plugin.prune.recover.batchnorm import BatchNormMatching
 from de_plugin.prune.recover.bias import BiasCorrection
 from de_plugin.prune.recover.distill import Distillation
+from de_plugin.prune.recover.hints import Hints
 from de_plugin.prune.recover.leastsquares import LeastSquares
 from de_plugin.prune.recover.obs import SurgeonUpdate
 from de_plugin.prune.recover.reconstruct import Reconstruction
@@ -12,6 +13,7 @@ __all__ = [
     "BatchNormMatching",
     "BiasCorrection",
     "Distillation",
+    "Hints",
     "LeastSquares",
     "Reconstruction",
     "Recovery",

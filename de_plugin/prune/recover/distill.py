@@ -15,6 +15,7 @@ from de_plugin.assess.divergence import check_labels, cross_entropy
 from de_plugin.assess.guard import untouched_on_error
 from de_plugin.assess.problem import Problem
 from de_plugin.errors import ArgumentError, GradientError
+from de_plugin.prune.recover.hints import Hints, Teacher, watched
 
 T = TypeVar("T")
 
@@ -37,6 +38,7 @@ class Distillation:
         weight_decay: of Adam; >= 0.
         validate_every: steps between two looks at the held-back data.
         patience: stop after so many looks without a better one; None never stops early.
+        hints: modules in the middle whose outputs the student repeats as well; None: outputs alone.
 
     Raises:
         ArgumentError: a number is out of range.
@@ -50,6 +52,7 @@ class Distillation:
     weight_decay: float = 0.0
     validate_every: int = 50
     patience: int | None = None
+    hints: Hints | None = None
 
     def __post_init__(self) -> None:
         """Refuse numbers out of range."""
@@ -68,6 +71,8 @@ class Distillation:
             raise ArgumentError(f"schedule={self.schedule!r}: expected 'cosine' or 'constant'")
         if self.patience is not None and self.patience < 1:
             raise ArgumentError(f"patience={self.patience}: expected a positive number or None")
+        if self.hints is not None and not isinstance(self.hints, Hints):
+            raise ArgumentError(f"hints={self.hints!r}: expected Hints(modules=(...)) or None")
 
     @property
     def name(self) -> str:
@@ -80,7 +85,10 @@ class Distillation:
         Raises:
             GradientError: the divergence has no gradient.
             DataError: labels are asked for and the calibration data have none.
+            ArgumentError: hints name no module.
         """
+        if self.hints is not None:
+            self.hints.teacher(problem)
         if self.labels > 0:
             problem.require_labels(f"Distillation(labels={self.labels})")
         if not problem.has_gradient:
@@ -161,11 +169,12 @@ class Distillation:
             p.requires_grad_(True)
         optimizer = _adam(list(trained), self.lr, self.weight_decay)
         sources = self._batches(problem)
+        teacher = None if self.hints is None else self.hints.teacher(problem)
         for step in range(self.steps):
             optimizer.param_groups[0]["lr"] = self._rate(step)
             put()
             with torch.enable_grad():
-                loss = self._loss(problem, next(sources))
+                loss = self._loss(problem, next(sources), teacher)
                 found = torch.autograd.grad(loss, live, allow_unused=True)
             for p, g in zip(trained, pull(found), strict=True):
                 p.grad = g
@@ -199,16 +208,19 @@ class Distillation:
             for start in range(0, len(order) - items + 1, items):
                 yield problem.pool.take(order[start : start + items], items)
 
-    def _loss(self, problem: Problem, batches: list[Batch]) -> Tensor:
-        """Return the mixture of divergence and cross-entropy, a mean over samples."""
+    def _loss(self, problem: Problem, batches: list[Batch], teacher: Teacher | None = None) -> Tensor:
+        """Return the mixture of divergence and cross-entropy, a mean over samples, with hints if asked."""
         total = torch.zeros((), device=problem.device)
         samples = sum(b.size for b in batches)
         for batch in batches:
-            outputs = problem.forward(problem.model, batch.inputs)
+            with watched(problem.model, () if teacher is None else teacher.names) as features:
+                outputs = problem.forward(problem.model, batch.inputs)
             part = total.new_zeros(())
             if self.labels < 1:
                 measured = problem.divergence(outputs, batch.teacher, batch.labels)
                 part = measured.to(problem.device) * (1 - self.labels)
+            if teacher is not None:
+                part = part + teacher.errors(problem, batch.inputs, features)
             if self.labels > 0:
                 check_labels(outputs, batch.labels)
                 part = part + self.labels * cross_entropy(outputs, batch.labels)

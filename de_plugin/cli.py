@@ -1,6 +1,5 @@
 """`de-plugin` on the command line: prune a model, list the criteria, and what other modules add."""
 
-import json
 import os
 import sys
 from collections.abc import Iterator
@@ -19,7 +18,6 @@ def _build(rank: int = 0) -> Any:
     try:
         import typer
         from rich.console import Console
-        from rich.progress import Progress as Bar
         from rich.table import Table
     except ImportError as error:
         raise MissingDependencyError(
@@ -27,21 +25,20 @@ def _build(rank: int = 0) -> Any:
         ) from error
 
     import de_plugin
+    from de_plugin import config, terminal
     from de_plugin.compare.command import add as add_comparing
     from de_plugin.extensions import extended
-    from de_plugin.filing import add
+    from de_plugin.filing import add, write_weights
     from de_plugin.prune import Budget
     from de_plugin.prune import prune as run
-    from de_plugin.prune.recover import recoveries
     from de_plugin.prune.target import Scope
 
     app = typer.Typer(
-        cls=extended(),
+        cls=extended(rank),
         no_args_is_help=True,
-        help="Directed Evolution: make a trained network small by trying what can go.",
+        epilog=terminal.EXIT_CODES,
         pretty_exceptions_enable=False,
     )
-    console = Console(stderr=True)
 
     def version(asked: bool) -> None:
         if asked:
@@ -55,57 +52,71 @@ def _build(rank: int = 0) -> Any:
             typer.Option("--version", callback=version, is_eager=True, help="Print the version."),
         ] = False,
     ) -> None:
-        """Directed Evolution: make a trained network small by trying what can go."""
+        """Directed Evolution: make a trained network small by trying what can go.
+
+        Example: de-plugin prune --model lenet300 --data mnist --sparsity 0.95 --output pruned.safetensors
+        """
 
     @app.command()
     def prune(
-        model: Annotated[str, typer.Option(help="Zoo name or package.module:function.")],
-        data: Annotated[str, typer.Option(help="Zoo name or package.module:function.")] = "mnist",
+        context: typer.Context,
+        model: terminal.Model,
+        data: terminal.Data = "mnist",
         sparsity: Annotated[
             float | None,
             typer.Option(help="Fraction of units to zero, in [0, 1). Default: 0.9, or the pattern's own."),
         ] = None,
-        criterion: Annotated[str, typer.Option(help="See `de-plugin criteria`.")] = "de",
-        granularity: Annotated[str, typer.Option(help="weight, 2:4, 4x4, kernel, channel.")] = "weight",
-        scope: Annotated[str, typer.Option(help="global or layer.")] = "global",
+        criterion: terminal.Criterion = "de",
+        granularity: terminal.Granularity = "weight",
+        scope: terminal.Scope = "global",
         cycles: Annotated[int, typer.Option(help="Cycles up to the target; 0 = default.")] = 0,
-        recovery: Annotated[
-            list[str] | None,
-            typer.Option(help=f"After each cycle: {', '.join(recoveries())}; repeatable."),
-        ] = None,
-        finish: Annotated[list[str] | None, typer.Option(help="The same, once at the end.")] = None,
-        include: Annotated[
-            list[str] | None, typer.Option(help="Name patterns of weights to prune; repeatable.")
-        ] = None,
-        exclude: Annotated[
-            list[str] | None, typer.Option(help="Name patterns of weights to leave alone; repeatable.")
-        ] = None,
-        divergence: Annotated[str, typer.Option(help="kl, js, mse, cosine.")] = "kl",
+        recovery: terminal.Recovery = None,
+        finish: terminal.Finish = None,
+        include: terminal.Include = None,
+        exclude: terminal.Exclude = None,
+        divergence: terminal.Divergence = "kl",
         samples: Annotated[int, typer.Option(help="Calibration samples; 0 = all.")] = 0,
         evaluations: Annotated[int, typer.Option(help="Budget in evaluations; 0 = none.")] = 0,
         seconds: Annotated[float, typer.Option(help="Budget in seconds; 0 = none.")] = 0.0,
-        checkpoint: Annotated[Path | None, typer.Option(help="Weights as safetensors.")] = None,
+        checkpoint: terminal.Weights = None,
         output: Annotated[Path | None, typer.Option(help="Write the pruned weights here.")] = None,
         seed: Annotated[int, typer.Option(help="Of every draw.")] = 0,
         resume: Annotated[
             Path | None, typer.Option(help="Folder that keeps the search; the same call goes on from there.")
         ] = None,
-        as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+        _config: terminal.Config = None,
+        save_config: terminal.SaveConfig = None,
+        as_json: terminal.Json = False,
     ) -> None:
         """Prune a model and report what it cost.
 
         Example: de-plugin prune --model lenet5 --data mnist --sparsity 0.95 --output pruned.safetensors
 
+        Example: de-plugin prune --config prune.toml --sparsity 0.98
+
         On several cores or machines: torchrun --nproc-per-node 4 -m de_plugin prune ...
         """
-        if output is not None:
-            check_writable(output)
+        for path, option in ((output, "--output"), (save_config, "--save-config")):
+            if path is not None:
+                check_writable(path, option)
         if sparsity is None and ":" not in granularity:
             sparsity = 0.9
-        network, calibration, test = first_alone(rank, lambda: loaded(model, data, checkpoint))
         budget = Budget(evaluations or None, seconds or None)
-        with Bar(console=console, disable=as_json or rank > 0, transient=True) as bar:
-            task = bar.add_task("pruning", total=None)
+
+        def kept() -> str:
+            old = "" if output is None else f", and {output} is as it was"
+            if resume is None:
+                return f"nothing is kept{old}; with --resume FOLDER the same call goes on where it was"
+            if not any(resume.glob("*.safetensors")):
+                return f"nothing is kept yet{old}"
+            return f"the search is kept in {resume}{old}: the same call goes on there"
+
+        with (
+            terminal.interruptible(kept, rank),
+            terminal.working("reading", as_json=as_json, rank=rank) as tell,
+        ):
+            network, calibration, test = first_alone(rank, lambda: loaded(model, data, checkpoint, tell))
+            tell("pruning")
             report = run(
                 network,
                 calibration,
@@ -123,38 +134,37 @@ def _build(rank: int = 0) -> Any:
                 budget=budget,
                 seed=seed,
                 checkpoint=resume,
-                progress=lambda p: bar.update(
-                    task,
-                    total=p.cycles,
-                    completed=p.cycle,
-                    description=f"sparsity {p.sparsity:.1%} divergence {p.divergence:.4g}",
+                progress=lambda p: tell(
+                    f"sparsity {p.sparsity:.1%} divergence {p.divergence:.4g}", p.cycle, p.cycles
                 ),
             )
+            result = report.to_dict()
+            if test is not None and rank == 0:
+                tell("measuring")
+                result["accuracy"] = zoo_of(found_zoos()).accuracy(network, *test)
         if rank > 0:
             return
-        result = report.to_dict()
-        if test is not None:
-            result["accuracy"] = zoo_of(found_zoos()).accuracy(network, *test)
         if output is not None:
-            from safetensors.torch import save_file
-
-            save_file({k: v.detach().clone().contiguous() for k, v in network.state_dict().items()}, output)
+            write_weights(network, output)
             result["output"] = str(output)
+        if save_config is not None:
+            config.save(save_config, terminal.options(context))
         if as_json:
-            typer.echo(json.dumps(result, default=float))
+            typer.echo(terminal.document(result))
             return
         typer.echo(str(report))
         if "accuracy" in result:
             typer.echo(f"test accuracy {result['accuracy']:.2f} %")
 
     @app.command()
-    def criteria(
-        as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
-    ) -> None:
-        """List the criteria that rank units."""
+    def criteria(as_json: terminal.Json = False) -> None:
+        """List the criteria that rank units.
+
+        Example: de-plugin criteria --json
+        """
         known = de_plugin.describe()
         if as_json:
-            typer.echo(json.dumps(known))
+            typer.echo(terminal.document(known))
             return
         table = Table("name", "what it asks")
         for name, text in known.items():
@@ -191,10 +201,13 @@ def main() -> None:
     torch.set_num_threads(max(1, min(torch.get_num_threads(), 8)))
     try:
         with ranks() as rank:
-            _build(rank)()
+            _build(rank)(prog_name="de-plugin")  # also as `python -m de_plugin`: completion is by this name
     except DEError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(2)
+    except KeyboardInterrupt:  # before there are commands
+        sys.stderr.write("interrupted; every file is whole\n")
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -11,13 +11,19 @@ GROUP = "de_plugin.cli"
 """Each entry point names a function that returns a typer app; its name is the command's and the extra's."""
 
 
-def extended() -> Any:
+def extended(rank: int = 0) -> Any:
     """Return the class of a typer group that has, beside its own, the commands of installed adapters.
 
     No adapter is imported before one of its commands runs: the list of commands names them all the same.
+    Ctrl-C in any of the commands is told in one line.
+
+    Args:
+        rank: of this process among those that share the work; the first alone says something.
     """
     import typer
     from typer.core import TyperGroup
+
+    from de_plugin.terminal import interruptible
 
     found = {entry.name: entry for entry in entry_points(group=GROUP)}
 
@@ -41,6 +47,10 @@ def extended() -> Any:
                 command.name = name
                 self.add_command(command, name)
             return super().resolve_command(ctx, args)
+
+        def invoke(self, ctx: Any) -> Any:
+            with interruptible(lambda: "every file is whole", rank):
+                return super().invoke(ctx)
 
     return Extended
 

@@ -1,19 +1,18 @@
 """The commands about files: compress a model, read a file back, tell what is in it."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Any, cast
 
 import torch
 import typer
-from rich.console import Console
-from rich.progress import Progress as Bar
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from de_plugin import encode
-from de_plugin.errors import ArgumentError
-from de_plugin.loading import check_writable, first_alone, found_zoos, load_model, loaded, zoo_of
-from de_plugin.pipeline import Stage
+from de_plugin import config, encode, terminal
+from de_plugin.encode.files import whole
+from de_plugin.errors import ArgumentError, FileError
+from de_plugin.loading import Tell, check_writable, first_alone, found_zoos, load_model, loaded, zoo_of
 from de_plugin.pipeline import compress as run
 
 _VALIDATION = 0.1
@@ -22,13 +21,13 @@ _SEED = 0xDE
 
 def add(app: typer.Typer, rank: int) -> None:
     """Give the command line its commands about files."""
-    console = Console(stderr=True)
 
     @app.command()
     def compress(
-        model: Annotated[str, typer.Option(help="Zoo name or package.module:function.")],
+        context: typer.Context,
+        model: terminal.Model,
         output: Annotated[Path, typer.Option(help="The file, *.de.safetensors by custom.")],
-        data: Annotated[str, typer.Option(help="Zoo name or package.module:function.")] = "mnist",
+        data: terminal.Data = "mnist",
         sparsity: Annotated[
             list[float] | None,
             typer.Option(help="Fraction of weights to zero; several: the best is kept. Default 0.9."),
@@ -46,46 +45,56 @@ def add(app: typer.Typer, rank: int) -> None:
             float | None,
             typer.Option(help="Goal: the smallest file with so many percent more errors on held-out data."),
         ] = None,
-        criterion: Annotated[str, typer.Option(help="See `de-plugin criteria`.")] = "de",
+        criterion: terminal.Criterion = "de",
         cycles: Annotated[int, typer.Option(help="Pruning cycles; 0 = default.")] = 0,
-        recovery: Annotated[list[str] | None, typer.Option(help="After each cycle; see prune.")] = None,
-        finish: Annotated[list[str] | None, typer.Option(help="Once, after pruning.")] = None,
+        recovery: terminal.Recovery = None,
+        finish: terminal.Finish = None,
         retrain: Annotated[
             list[str] | None,
-            typer.Option(help="After levels: bias, batchnorm, levels, straight-through, distill."),
+            typer.Option(
+                help=f"After levels: {', '.join(terminal.RETRAININGS)}; repeatable.",
+                autocompletion=terminal.among(terminal.RETRAININGS),
+            ),
         ] = None,
         rounding: Annotated[
             str,
-            typer.Option(help="nearest, or compensated: levels that make good each other's errors."),
+            typer.Option(
+                help="nearest, or compensated: levels that make good each other's errors.",
+                autocompletion=terminal.among(terminal.ROUNDINGS),
+            ),
         ] = "nearest",
         biases: Annotated[int, typer.Option(help="Bits of biases, 2 to 8; 0 = exact.")] = 8,
-        include: Annotated[list[str] | None, typer.Option(help="Name patterns; repeatable.")] = None,
-        exclude: Annotated[list[str] | None, typer.Option(help="Name patterns; repeatable.")] = None,
-        divergence: Annotated[str, typer.Option(help="kl, js, mse, cosine.")] = "kl",
+        include: terminal.Include = None,
+        exclude: terminal.Exclude = None,
+        divergence: terminal.Divergence = "kl",
         samples: Annotated[int, typer.Option(help="Calibration samples; 0 = all.")] = 0,
-        checkpoint: Annotated[Path | None, typer.Option(help="Weights as safetensors.")] = None,
+        checkpoint: terminal.Weights = None,
         seed: Annotated[int, typer.Option(help="Of every draw.")] = 0,
-        as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+        _config: terminal.Config = None,
+        save_config: terminal.SaveConfig = None,
+        as_json: terminal.Json = False,
     ) -> None:
         """Make a model a small file: prune, quantize, encode, and read it again.
 
         Example: de-plugin compress --model lenet5 --max-loss 0.5 --output lenet5.de.safetensors
+
+        Example: de-plugin compress --config compress.toml --bits 3 --output smaller.de.safetensors
         """
         check_writable(output)
-        network, batches, test = first_alone(rank, lambda: loaded(model, data, checkpoint))
-        metric = None
-        if max_loss is not None:
-            batches, held_out = _split(batches)
-            accuracy = zoo_of(found_zoos()).accuracy
+        if save_config is not None:
+            check_writable(save_config, "--save-config")
+        with (
+            terminal.interruptible(lambda: f"nothing is kept, and {output} is as it was", rank),
+            terminal.working("reading", as_json=as_json, rank=rank) as tell,
+        ):
+            network, batches, test = first_alone(rank, lambda: loaded(model, data, checkpoint, tell))
+            metric = None
+            if max_loss is not None:
+                batches, held_out = _split(batches)
+                accuracy = zoo_of(found_zoos()).accuracy
 
-            def metric(candidate: nn.Module) -> float:
-                return 100.0 - float(accuracy(candidate, *held_out))
-
-        with Bar(console=console, disable=as_json or rank > 0, transient=True) as bar:
-            task = bar.add_task("reading", total=None)
-
-            def tell(stage: Stage) -> None:
-                bar.update(task, description=f"{stage.name} at sparsity {stage.sparsity:.1%}")
+                def metric(candidate: nn.Module) -> float:
+                    return 100.0 - float(accuracy(candidate, *held_out))
 
             found = run(
                 network,
@@ -102,13 +111,16 @@ def add(app: typer.Typer, rank: int) -> None:
                     "schedule": cycles or None,
                     "recovery": recovery or None,
                     "finish": finish or None,
+                    "progress": lambda p: tell(
+                        f"prune: sparsity {p.sparsity:.1%} divergence {p.divergence:.4g}", p.cycle, p.cycles
+                    ),
                 },
                 quantizing={
                     "recovery": retrain or None,
                     "rounding": rounding,
                     "biases": biases or "exact",
                 },
-                progress=tell,
+                progress=lambda stage: tell(f"{stage.name} at sparsity {stage.sparsity:.1%}"),
                 include=include or (),
                 exclude=exclude or (),
                 divergence=divergence,
@@ -117,13 +129,15 @@ def add(app: typer.Typer, rank: int) -> None:
             )
         if rank > 0:
             return
+        if save_config is not None:
+            config.save(save_config, terminal.options(context))
         result = found.to_dict()
         if test is not None:
-            again = encode.load(output, into=network)
-            result["tensors"] = len(again)
-            result["accuracy"] = zoo_of(found_zoos()).accuracy(network, *test)
+            with terminal.working(f"measuring {output}", as_json=as_json):
+                result["tensors"] = len(encode.load(output, into=network))
+                result["accuracy"] = zoo_of(found_zoos()).accuracy(network, *test)
         if as_json:
-            typer.echo(json.dumps(result, default=float))
+            typer.echo(terminal.document(result))
             return
         typer.echo(str(found))
         if "accuracy" in result:
@@ -133,9 +147,17 @@ def add(app: typer.Typer, rank: int) -> None:
     def load(
         file: Annotated[Path, typer.Argument(help="A compressed network.")],
         output: Annotated[Path | None, typer.Option(help="Write plain safetensors here.")] = None,
-        model: Annotated[str, typer.Option(help="Check that it fits this model.")] = "",
-        data: Annotated[str, typer.Option(help="Measure the model's accuracy on it.")] = "",
-        as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+        model: Annotated[
+            str,
+            typer.Option(
+                help="Check that it fits this model, before anything is written.",
+                autocompletion=terminal.MODELS,
+            ),
+        ] = "",
+        data: Annotated[
+            str, typer.Option(help="Measure the model's accuracy on it.", autocompletion=terminal.DATA)
+        ] = "",
+        as_json: terminal.Json = False,
     ) -> None:
         """Read a compressed network, bit for bit as it was written.
 
@@ -143,20 +165,26 @@ def add(app: typer.Typer, rank: int) -> None:
         """
         if output is not None:
             check_writable(output)
-            encode.to_dense(file, output)
-        state = encode.load(file)
-        result: dict[str, Any] = {
-            "tensors": len(state),
-            "numbers": sum(x.numel() for x in state.values()),
-            "output": None if output is None else str(output),
-        }
-        if model:
-            network, _, test = _fitting(model, data or "mnist")
-            encode.load(file, into=network)
-            if data and test is not None:
-                result["accuracy"] = zoo_of(found_zoos()).accuracy(network, *test)
+        kept = "nothing is changed" if output is None else f"{output} is as it was"
+        with terminal.interruptible(lambda: kept), terminal.working("reading", as_json=as_json) as tell:
+            tell(f"reading {file}")
+            state = encode.load(file)
+            result: dict[str, Any] = {
+                "tensors": len(state),
+                "numbers": sum(x.numel() for x in state.values()),
+                "output": None if output is None else str(output),
+            }
+            if model:
+                network, _, test = _fitting(model, data or "mnist", tell)
+                encode.load(file, into=network)
+                if data and test is not None:
+                    tell("measuring")
+                    result["accuracy"] = zoo_of(found_zoos()).accuracy(network, *test)
+        if output is not None:
+            with terminal.working(f"writing {output}", as_json=as_json):
+                encode.to_dense(file, output)
         if as_json:
-            typer.echo(json.dumps(result))
+            typer.echo(terminal.document(result))
             return
         typer.echo(f"{result['tensors']} tensors, {result['numbers']:,} numbers, all checksums right")
         if "accuracy" in result:
@@ -165,17 +193,38 @@ def add(app: typer.Typer, rank: int) -> None:
     @app.command()
     def inspect(
         file: Annotated[Path, typer.Argument(help="A compressed network.")],
-        as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+        as_json: terminal.Json = False,
     ) -> None:
-        """Tell what is in a compressed network: shape, sparsity, bits, bytes and ratio of each layer."""
-        info = encode.inspect(file)
-        typer.echo(json.dumps(info.to_dict(), default=float) if as_json else str(info))
+        """Tell what is in a compressed network: shape, sparsity, bits, bytes and ratio of each layer.
+
+        Example: de-plugin inspect lenet5.de.safetensors
+        """
+        with (
+            terminal.interruptible(lambda: f"{file} is as it was"),
+            terminal.working(f"reading {file}", as_json=as_json),
+        ):
+            info = encode.inspect(file)
+        typer.echo(terminal.document(info.to_dict()) if as_json else str(info))
 
 
-def _fitting(model: str, data: str) -> tuple[nn.Module, Any, Any]:
+def write_weights(model: nn.Module, path: Path) -> None:
+    """Write a model's state as safetensors, whole or not at all.
+
+    Raises:
+        FileError: the file cannot be written.
+    """
+    state = {name: x.detach().clone().contiguous() for name, x in model.state_dict().items()}
+    with whole(path) as draft:
+        try:
+            save_file(state, draft)
+        except SafetensorError as error:
+            raise FileError(f"{path} cannot be written ({error})") from error
+
+
+def _fitting(model: str, data: str, tell: Tell) -> tuple[nn.Module, Any, Any]:
     if ":" in data or ":" not in model:
-        return loaded(model, data, None)
-    return load_model(model, data, None), None, None
+        return loaded(model, data, None, tell)
+    return load_model(model, data, None, tell), None, None
 
 
 def _split(batches: Any) -> tuple[Any, Any]:

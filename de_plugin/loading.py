@@ -9,7 +9,7 @@ from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch.distributed as dist
 from torch import nn
@@ -17,6 +17,18 @@ from torch import nn
 from de_plugin.errors import ArgumentError, MissingDependencyError
 
 T = TypeVar("T")
+
+
+class Tell(Protocol):
+    """Is told what is being done, and how much of it is done where that is known."""
+
+    def __call__(self, what: str, done: float = 0, total: float | None = None) -> None:
+        """Show it."""
+        ...
+
+
+def untold(what: str, done: float = 0, total: float | None = None) -> None:
+    """Show nothing."""
 
 
 def found_zoos() -> list[ModuleType]:
@@ -56,8 +68,9 @@ def load_data(spec: str) -> tuple[Any, Any]:
     )
 
 
-def load_model(spec: str, data: str, checkpoint: Path | None) -> nn.Module:
+def load_model(spec: str, data: str, checkpoint: Path | None, tell: Tell = untold) -> nn.Module:
     """Return a model for a zoo name (trained on `data`, or from `checkpoint`) or ``module:function``."""
+    tell(f"reading {spec}")
     zoos = found_zoos()
     if ":" in spec:
         model = _imported(spec, "model")
@@ -71,7 +84,9 @@ def load_model(spec: str, data: str, checkpoint: Path | None) -> nn.Module:
     for zoo in zoos:
         if spec in zoo.MODELS:
             if checkpoint is None:
-                trained: nn.Module = zoo.teacher(spec, data)
+                trained: nn.Module = zoo.teacher(
+                    spec, data, progress=lambda done, total: tell(f"training {spec} on {data}", done, total)
+                )
                 return trained.eval()
             model = zoo.MODELS[spec]()
             zoo.load_checkpoint(model, checkpoint)
@@ -83,17 +98,17 @@ def load_model(spec: str, data: str, checkpoint: Path | None) -> nn.Module:
     )
 
 
-def check_writable(output: Path) -> None:
-    """Refuse an output path before the work begins, not after it.
+def check_writable(path: Path, option: str = "--output") -> None:
+    """Refuse a path to write to before the work begins, not after it.
 
     Raises:
-        ArgumentError: its folder does not exist, or nothing can be written there.
+        ArgumentError: its folder does not exist or cannot be written, or it is no file.
     """
-    folder = output.parent
+    folder = Path(os.path.realpath(path)).parent
     if not folder.is_dir():
-        raise ArgumentError(f"--output {output}: there is no folder {folder}; create it first")
-    if output.is_dir() or not os.access(output if output.exists() else folder, os.W_OK):
-        raise ArgumentError(f"--output {output}: cannot be written; choose another file")
+        raise ArgumentError(f"{option} {path}: there is no folder {path.parent}; create it first")
+    if (path.exists() and not path.is_file()) or not os.access(folder, os.W_OK):
+        raise ArgumentError(f"{option} {path}: cannot be written; choose another file")
 
 
 def first_alone(rank: int, load: Callable[[], T]) -> T:
@@ -105,9 +120,11 @@ def first_alone(rank: int, load: Callable[[], T]) -> T:
     return load() if result is None else result
 
 
-def loaded(model: str, data: str, checkpoint: Path | None) -> tuple[nn.Module, Any, Any]:
+def loaded(model: str, data: str, checkpoint: Path | None, tell: Tell = untold) -> tuple[nn.Module, Any, Any]:
     """Return the model, calibration batches, and test batches or None."""
-    return (load_model(model, data, checkpoint), *load_data(data))
+    network = load_model(model, data, checkpoint, tell)
+    tell(f"reading {data}")
+    return (network, *load_data(data))
 
 
 def zoo_of(zoos: list[ModuleType]) -> ModuleType:

@@ -30,6 +30,10 @@ def data():
 
 def number():
     return 7
+
+def talkative():
+    print("drawing weights")
+    return model()
 """
 
 
@@ -104,8 +108,74 @@ def test_recoveries_follow_each_other_and_finish(module: str) -> None:
     assert finished["divergence"] < finished["history"][-1]["divergence"]
 
 
+def told(result: Result) -> dict[str, Any]:
+    """Return a printed report without what differs from run to run."""
+    assert result.exit_code == 0, result.output
+    report: dict[str, Any] = json.loads(result.stdout)
+    report.pop("seconds")
+    for cycle in report["history"]:
+        cycle.pop("seconds")
+    return report
+
+
+def test_a_saved_config_makes_the_same_run(module: str) -> None:
+    more = ("--criterion", "de", "--sparsity", "0.7", "--recovery", "bias", "--recovery", "leastsquares")
+    first = told(
+        pruned(
+            module,
+            *(*more, "--cycles", "2", "--evaluations", "300", "--seed", "3", "--exclude", "2"),
+            *("--resume", "kept", "--output", "a.safetensors", "--save-config", "run.toml", "--json"),
+        )
+    )
+    weights = Path("a.safetensors").read_bytes()
+    Path("a.safetensors").unlink()
+    assert told(invoke("prune", "--config", "run.toml", "--json")) == first
+    assert Path("a.safetensors").read_bytes() == weights
+    again = told(
+        invoke("prune", "--config", "run.toml", "--save-config", "again.toml", "--json", "--cycles", "1")
+    )
+    assert len(first["history"]) == 2
+    assert len(again["history"]) == 1
+    changed = Path("run.toml").read_text().replace("cycles = 2", "cycles = 1")
+    assert Path("again.toml").read_text() == changed
+    assert "kept" not in changed
+
+
+def test_a_config_is_written_only_for_options_that_work(module: str) -> None:
+    Path("run.toml").write_text("seed = 1")
+    for wrong in (("--recovery", "prayer"), ("--sparsity", "95"), ("--seconds", "-1")):
+        assert isinstance(pruned(module, *wrong, "--save-config", "run.toml").exception, DEError)
+    assert Path("run.toml").read_text() == "seed = 1"
+    missing = pruned(module, "--save-config", "missing/run.toml")
+    assert "--save-config missing/run.toml: there is no folder missing" in str(missing.exception)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sparsty = 0.5", "--config run.toml: 'sparsty' is no option; there are checkpoint, criterion"),
+        ("sparsity = 'half'", "--config run.toml: sparsity = 'half': expected a number"),
+        ("recovery = 1.5\nrecovery = 2", "--config run.toml: cannot be read"),
+        ("resume = 'kept'", "--config run.toml: 'resume' is no option"),
+    ],
+)
+def test_what_is_wrong_in_a_config_is_named(text: str, message: str, module: str) -> None:
+    Path("run.toml").write_text(text)
+    result = pruned(module, "--config", "run.toml")
+    assert isinstance(result.exception, DEError)
+    assert message in str(result.exception)
+    assert result.stdout == ""
+
+
+def test_what_a_model_prints_is_no_part_of_the_document(module: str) -> None:
+    result = invoke("prune", "--model", f"{module}:talkative", "--data", f"{module}:data", "--json")
+    assert json.loads(result.stdout)["sparsity"] > 0
+    assert "drawing weights" in result.stderr
+
+
 def test_an_output_that_cannot_be_written_is_refused_before_the_search(module: str, tmp_path: Path) -> None:
-    for output in (tmp_path / "missing" / "x.safetensors", tmp_path):
+    (tmp_path / "pipe").symlink_to("/dev/null")
+    for output in (tmp_path / "missing" / "x.safetensors", tmp_path, tmp_path / "pipe"):
         with pytest.raises(DEError, match=f"--output {output}"):
             CliRunner().invoke(
                 cli._build(),

@@ -76,6 +76,33 @@ def test_compensated_levels_are_asked_for_by_name(module: str) -> None:
     assert "rounding='up'" in str(result.exception)
 
 
+def test_a_saved_config_makes_the_same_file(module: str) -> None:
+    more = ("--recovery", "bias", "--cycles", "2", "--seed", "3")
+    assert compressed(module, *more, "--save-config", "run.toml").exit_code == 0
+    first = Path("net.de.safetensors").read_bytes()
+    Path("net.de.safetensors").unlink()
+    result = invoke("compress", "--config", "run.toml", "--save-config", "again.toml")
+    assert result.exit_code == 0, result.output
+    assert Path("net.de.safetensors").read_bytes() == first
+    assert Path("again.toml").read_text() == Path("run.toml").read_text()
+    result = invoke(
+        "compress", "--config", "run.toml", "--output", "other", "--seed", "4", "--sparsity", "0.9"
+    )
+    assert result.exit_code == 0, result.output
+    assert Path("net.de.safetensors").read_bytes() == first
+    assert Path("other").read_bytes() != first
+
+
+def test_a_config_that_cannot_work_is_refused(module: str) -> None:
+    Path("run.toml").write_text("bits = 3.5")
+    result = compressed(module, "--config", "run.toml")
+    assert "--config run.toml: bits = 3.5: expected a whole number" in str(result.exception)
+    result = compressed(module, "--retrain", "prayer", "--save-config", "new.toml")
+    assert isinstance(result.exception, DEError)
+    assert not Path("new.toml").exists()
+    assert not Path("net.de.safetensors").exists()
+
+
 def test_a_loss_on_held_out_labels_is_kept_to(module: str) -> None:
     result = compressed(module, "--max-loss", "40", "--json", data="labelled")
     assert result.exit_code == 0, result.stdout
@@ -91,9 +118,10 @@ def test_a_loss_without_labels_is_refused(module: str) -> None:
 def test_another_model_is_refused(module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert compressed(module).exit_code == 0
     with user_module("de_filing_other", SOURCE.replace("24", "32"), tmp_path, monkeypatch) as other:
-        result = invoke("load", "net.de.safetensors", "--model", f"{other}:model")
+        result = invoke("load", "net.de.safetensors", "--model", f"{other}:model", "--output", "dense")
     assert isinstance(result.exception, DEError)
     assert "0.weight" in str(result.exception)
+    assert not Path("dense").exists()
 
 
 @pytest.mark.parametrize("command", ["load", "inspect"])

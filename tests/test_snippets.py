@@ -57,7 +57,7 @@ def test_a_command_that_is_shown_can_be_given(
     monkeypatch.chdir(tmp_path)
     if "--config" in words:
         path = Path(words[words.index("--config") + 1])
-        path.parent.mkdir()
+        path.parent.mkdir(exist_ok=True)
         path.write_text('model = "lenet5"')
     command: Any = typer.main.get_command(cli._build())
     context = command.make_context("de-plugin", [], resilient_parsing=True)

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from de_plugin.errors import ArgumentError, MissingDependencyError
+from de_plugin.encode.files import whole
+from de_plugin.errors import ArgumentError, FileError, MissingDependencyError
 
 NAME = "DirectedEvolution"
 """What ``tuner.name`` of an experiment's configuration says; ``DE`` for short."""
@@ -22,16 +27,17 @@ META: dict[str, Any] = {
 
 
 def write_meta(path: Path | str) -> Path:
-    """Write the meta file that ``nnictl algo register --meta PATH`` takes, and return its path.
+    """Write the meta file that ``nnictl algo register --meta PATH`` takes, whole, and return its path.
 
     Raises:
         ArgumentError: the file cannot be written.
     """
     target = Path(path)
     try:
-        target.write_text(json.dumps(META, indent=2) + "\n", encoding="utf-8")  # JSON is YAML
-    except OSError as error:
-        raise ArgumentError(f"path={str(path)!r}: {error.strerror}; choose another file") from error
+        with whole(target) as draft:
+            draft.write_text(json.dumps(META, indent=2) + "\n", encoding="utf-8")  # JSON is YAML
+    except FileError as error:
+        raise ArgumentError(f"path={str(path)!r}: {error}; choose another file") from error
     return target
 
 
@@ -58,7 +64,8 @@ def register_tuner() -> bool:
             )
     if host.get_algo_meta(NAME) == new:
         return False
-    host.register_algo_meta(new)
+    with _uninterrupted():
+        host.register_algo_meta(new)
     return True
 
 
@@ -75,7 +82,8 @@ def unregister_tuner() -> bool:
     old = host.get_algo_meta(NAME)
     if old is None or old.class_name != META["className"]:
         return False
-    host.unregister_algo_meta(old.name)
+    with _uninterrupted():
+        host.unregister_algo_meta(old.name)
     return True
 
 
@@ -87,29 +95,70 @@ def command() -> Any:
     """
     import typer
 
+    from de_plugin import terminal
+
     _host()
     app = typer.Typer(
         add_completion=False, no_args_is_help=True, help="NNI: the tuner DirectedEvolution (DE) by its name."
     )
 
-    @app.command()
-    def register() -> None:
-        """Put the tuner on NNI's list: then `tuner: {name: DE}` works in an experiment."""
-        done = "registered" if register_tuner() else "was registered already"
-        typer.echo(f"{NAME} (DE) {done} in {_location()}")
+    json_option: Any = typer.Option(False, "--json", help="Print one JSON document.")
+
+    def say(changed: bool, done: str, as_json: bool) -> None:
+        place = _location()
+        if as_json:
+            facts = {"name": NAME, "alias": META["alias"], "changed": changed, "file": place}
+            typer.echo(terminal.document(facts))
+        else:
+            typer.echo(f"{NAME} (DE) {done} {place}")
 
     @app.command()
-    def unregister() -> None:
-        """Take the tuner off NNI's list."""
-        done = "taken off" if unregister_tuner() else "was not on the list of"
-        typer.echo(f"{NAME} (DE) {done} {_location()}")
+    def register(as_json: bool = json_option) -> None:
+        """Put the tuner on NNI's list: then `tuner: {name: DE}` works in an experiment.
+
+        Example: de-plugin nni register
+        """
+        changed = register_tuner()
+        say(changed, "registered in" if changed else "was registered already in", as_json)
 
     @app.command()
-    def meta(path: Path) -> None:
-        """Write the meta file for `nnictl algo register --meta PATH`."""
-        typer.echo(str(write_meta(path)))
+    def unregister(as_json: bool = json_option) -> None:
+        """Take the tuner off NNI's list.
+
+        Example: de-plugin nni unregister --json
+        """
+        changed = unregister_tuner()
+        say(changed, "taken off" if changed else "was not on the list of", as_json)
+
+    @app.command()
+    def meta(
+        path: Path = typer.Argument(help="The file; an old one is replaced."), as_json: bool = json_option
+    ) -> None:
+        """Write the meta file for `nnictl algo register --meta PATH`.
+
+        Example: de-plugin nni meta directed_evolution.yml
+        """
+        written = str(write_meta(path))
+        typer.echo(terminal.document({"file": written}) if as_json else written)
 
     return app
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Hold Ctrl-C back until the block is done: NNI writes its list in place, and half a list is none."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    held: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, _frame: held.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if held:
+        signal.raise_signal(signal.SIGINT)
 
 
 def _host() -> Any:

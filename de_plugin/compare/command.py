@@ -2,58 +2,52 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from de_plugin import config, terminal
 from de_plugin.compare.comparison import Comparison
-from de_plugin.compare.config import read, written
 from de_plugin.compare.figures import check
+from de_plugin.compare.hosts import known
 from de_plugin.compare.report import ROWS, prepared
+from de_plugin.compare.row import TASKS
 from de_plugin.compare.run import compare as run
 from de_plugin.compare.runner import Step
 from de_plugin.compare.text import amount
-from de_plugin.encode.files import whole
 from de_plugin.errors import ArgumentError, FileError
 from de_plugin.loading import first_alone, loaded
 from de_plugin.prune import Budget
 
 CONFIG = "compare.toml"
 """Name of the file, in the report's folder, that makes the same run again."""
-
-_INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells have it."""
-
-
-def _configured(context: typer.Context, path: Path | None) -> Path | None:
-    """Let a file's options be the defaults of the command line."""
-    if path is not None:
-        known = [p.name for p in context.command.params if p.name not in (None, *_NOT_KEPT, "help")]
-        context.default_map = {**(context.default_map or {}), **read(path, [str(n) for n in known])}
-    return path
+_GRANULARITIES = tuple(name for name in terminal.GRANULARITIES if name != "channel")
 
 
 def add(app: typer.Typer, rank: int) -> None:
     """Give the command line its command that compares."""
-    console = Console(stderr=True)
 
     @app.command()
     def compare(
         context: typer.Context,
-        model: Annotated[str, typer.Option(help="Zoo name or package.module:function.")],
+        model: terminal.Model,
         output: Annotated[Path, typer.Option(help="Folder for the report; made if it does not exist.")],
-        data: Annotated[str, typer.Option(help="Zoo name or package.module:function.")] = "mnist",
+        data: terminal.Data = "mnist",
         hosts: Annotated[
-            str, typer.Option(help="Installed frameworks, by commas: torch-pruning,nni; all, or none.")
+            str,
+            typer.Option(
+                help=f"Installed frameworks, by commas: {', '.join(known())}; all, or none.",
+                autocompletion=terminal.among(("all", "none", *known())),
+            ),
         ] = "all",
         task: Annotated[
             list[str] | None,
-            typer.Option(help="weights, channels or bits; repeatable, or by commas. Default: weights."),
+            typer.Option(
+                help="weights, channels or bits; repeatable, or by commas. Default: weights.",
+                autocompletion=terminal.among(TASKS),
+            ),
         ] = None,
         methods: Annotated[
             list[str] | None,
@@ -77,34 +71,31 @@ def add(app: typer.Typer, rank: int) -> None:
         seconds: Annotated[float, typer.Option(help="Seconds a search; 0 = none.")] = 0.0,
         seeds: Annotated[list[str] | None, typer.Option(help="Repeatable, or by commas. Default: 0.")] = None,
         samples: Annotated[int, typer.Option(help="Calibration samples; 0 = all.")] = 2000,
-        granularity: Annotated[str, typer.Option(help="weight, 2:4, 4x4, kernel.")] = "weight",
-        include: Annotated[list[str] | None, typer.Option(help="Name patterns; repeatable.")] = None,
-        exclude: Annotated[list[str] | None, typer.Option(help="Name patterns; repeatable.")] = None,
+        granularity: Annotated[
+            str,
+            typer.Option(help=f"{', '.join(_GRANULARITIES)}.", autocompletion=terminal.among(_GRANULARITIES)),
+        ] = "weight",
+        include: terminal.Include = None,
+        exclude: terminal.Exclude = None,
         keep: Annotated[
             list[str] | None,
             typer.Option(help="Layers that keep all channels; repeatable. Default: the last one."),
         ] = None,
-        divergence: Annotated[str, typer.Option(help="kl, js, mse, cosine.")] = "kl",
+        divergence: terminal.Divergence = "kl",
         batch_size: Annotated[int, typer.Option(help="Samples in a forward pass.")] = 256,
-        checkpoint: Annotated[Path | None, typer.Option(help="Weights as safetensors.")] = None,
-        _config: Annotated[
-            Path | None,
-            typer.Option(
-                "--config",
-                callback=_configured,
-                is_eager=True,
-                help="Options as TOML; the command line goes before.",
-            ),
-        ] = None,
+        checkpoint: terminal.Weights = None,
+        _config: terminal.Config = None,
         resume: Annotated[bool, typer.Option("--resume", help="Go on with the rows in the folder.")] = False,
-        as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+        as_json: terminal.Json = False,
     ) -> None:
         """Compare all methods on one model, and write a report: index.html, report.md, rows.json, figures.
 
         Example: de-plugin compare --model lenet5 --data mnist --hosts torch-pruning,nni --sparsity 0.7,0.9
         --task weights,channels --budget 1000 --seeds 0,1,2 --output report
 
-        The folder's compare.toml makes the same run again: de-plugin compare --config report/compare.toml.
+        Example: de-plugin compare --config report/compare.toml --output again
+
+        The folder's compare.toml makes the same run again.
         Several processes share the rows: torchrun --nproc-per-node 4 -m de_plugin compare ...
         """
         check()
@@ -120,64 +111,48 @@ def add(app: typer.Typer, rank: int) -> None:
         rows = prepared(output) / ROWS
         if rows.exists() and not resume:
             raise FileError(f"--output {output}: has rows already; add --resume, or give another folder")
-        command = written(
-            {n: v for n, v in context.params.items() if n not in _NOT_KEPT and v not in (None, [], ())}
-        )
+        chosen = terminal.options(context)
 
-        def write_config() -> None:
-            with whole(output / CONFIG) as draft:
-                draft.write_text(f"{command}\n", encoding="utf-8")
+        def kept() -> str:
+            if not rows.exists():
+                return "nothing is measured yet"
+            return f"what is done is in {rows}: go on with --resume"
 
-        network, batches, test = first_alone(rank, lambda: loaded(model, data, checkpoint))
-        with _bar(console, as_json or rank > 0) as bar:
-            shown = bar.add_task("beginning", total=None)
+        with (
+            terminal.interruptible(kept, rank),
+            terminal.working("reading", as_json=as_json, rank=rank) as tell,
+        ):
+            network, batches, test = first_alone(rank, lambda: loaded(model, data, checkpoint, tell))
+            tell("beginning")
 
-            def tell(step: Step) -> None:
+            def progress(step: Step) -> None:
                 if not (output / CONFIG).exists():
-                    write_config()
-                what = f"{step.method.host}: {step.method.name}, {amount(step.method.task, step.sparsity)}"
-                bar.update(shown, total=step.total, completed=step.done, description=what)
+                    config.save(output / CONFIG, chosen)
+                name = f"{step.method.host}: {step.method.name}, {amount(step.method.task, step.sparsity)}"
+                tell(f"{step.done} of {step.total}, {name}", step.done, step.total)
 
-            try:
-                found = run(
-                    network,
-                    batches,
-                    test=test,
-                    budget=Budget(budget or None, seconds or None),
-                    granularity=granularity,
-                    include=include or (),
-                    exclude=exclude or (),
-                    keep=keep or None,
-                    divergence=divergence,
-                    samples=samples or None,
-                    batch_size=batch_size,
-                    path=rows,
-                    progress=tell,
-                    **options,
-                )
-            except KeyboardInterrupt:
-                console.print(f"interrupted; what is done is in {rows}: go on with --resume")
-                raise typer.Exit(_INTERRUPTED) from None
+            found = run(
+                network,
+                batches,
+                test=test,
+                budget=Budget(budget or None, seconds or None),
+                granularity=granularity,
+                include=include or (),
+                exclude=exclude or (),
+                keep=keep or None,
+                divergence=divergence,
+                samples=samples or None,
+                batch_size=batch_size,
+                path=rows,
+                progress=progress,
+                **options,
+            )
         if rank > 0:
             return
-        write_config()
+        config.save(output / CONFIG, chosen)
         again = f"de-plugin compare --config {shlex.quote(str(output / CONFIG))} --output another"
-        files = found.report(output, command=f"{again}\n\n# {CONFIG}\n{command}")
+        files = found.report(output, command=f"{again}\n\n# {CONFIG}\n{config.written(chosen)}")
         _print(found, files.page, as_json)
-
-
-_NOT_KEPT = ("_config", "resume", "as_json")
-"""Options that a run is not repeated with."""
-
-
-def _bar(console: Console, quiet: bool) -> Progress:
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    return Progress(*columns, console=console, disable=quiet, transient=True)
 
 
 def _several(option: str, values: list[str] | None, kind: type[Any]) -> list[Any]:
@@ -191,7 +166,7 @@ def _several(option: str, values: list[str] | None, kind: type[Any]) -> list[Any
 
 def _print(found: Comparison, page: Path, as_json: bool) -> None:
     if as_json:
-        typer.echo(json.dumps(found.to_dict(), allow_nan=False))
+        typer.echo(terminal.document(found.to_dict()))
         return
     typer.echo(str(found))
     typer.echo(f"\n{page}")

@@ -19,8 +19,8 @@ from de_plugin.compare.text import (
     TITLES,
     amount,
     asked,
+    columns,
     grid,
-    measures,
     name,
     seeds,
     shown,
@@ -111,7 +111,7 @@ def _summary(comparison: Comparison) -> str:
 
 
 def _task(comparison: Comparison, task: str, figures: Sequence[Drawing]) -> str:
-    parts = [_grid(comparison, task, *measure) for measure in measures(comparison)]
+    parts = [_grid(comparison, task, *column) for column in columns(comparison, task)]
     mine = [drawing for drawing in figures if drawing.task == task]
     if mine:
         drawn = "\n".join(map(_figure, mine))
@@ -171,6 +171,7 @@ _COLUMNS = (
     ("density", ".3f", "density"),
     ("macs", ",.0f", "multiplications"),
     ("params", ",.0f", "parameters"),
+    ("bits", ".2f", "mean bits"),
     ("score", ".2f", "score"),
     ("divergence", ".3g", "divergence"),
     ("evaluations", ",d", "evaluations"),

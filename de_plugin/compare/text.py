@@ -39,6 +39,12 @@ def measures(comparison: Comparison) -> list[tuple[str, str, str]]:
     return [*found, ("divergence", f"divergence ({comparison.settings.measured_on})", ".3g")]
 
 
+def columns(comparison: Comparison, task: str) -> list[tuple[str, str, str]]:
+    """Return what a task has tables of: the measures, and sizes where these are not as asked for."""
+    more = [("bits", "mean bits a weight, level tables included", ".2f")] if task == "bits" else []
+    return [*measures(comparison), *more]
+
+
 def verdict(comparison: Comparison, task: str) -> str:
     """Return in a sentence how often Directed Evolution is best."""
     parts = []
@@ -84,7 +90,7 @@ def plain(comparison: Comparison) -> str:
     parts = []
     for task in tasks(comparison):
         amounts, methods = grid(comparison, task)
-        for measure, title, form in measures(comparison):
+        for measure, title, form in columns(comparison, task):
             lines = [["host", "method", *(amount(task, a) for a in amounts)]]
             for host, method, line in methods:
                 lines.append([host, method, *(_starred(cell, measure, form) for cell in line)])
@@ -119,7 +125,7 @@ def markdown(comparison: Comparison, figures: Sequence[tuple[str, str]], command
     for task in tasks(comparison):
         amounts, methods = grid(comparison, task)
         parts += [f"## {TITLES[task]}", verdict(comparison, task)]
-        for measure, title, form in measures(comparison):
+        for measure, title, form in columns(comparison, task):
             head = ["host", "method", *(amount(task, a) for a in amounts)]
             lines = [head, ["---"] * len(head)]
             for host, method, line in methods:

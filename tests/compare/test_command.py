@@ -13,15 +13,17 @@ from typer.testing import Result
 
 from de_plugin import Comparison
 from de_plugin.compare import command
-from de_plugin.compare.config import read
 from de_plugin.compare.runner import Step
+from de_plugin.config import read
 from de_plugin.errors import ArgumentError, DEError, FileError
 from tests.commands import invoke, user_module
 
-OPTIONS = (
-    *("model", "data", "output", "hosts", "methods", "task", "sparsity", "ratio", "bits", "seeds", "budget"),
-    *("seconds", "samples", "granularity", "divergence", "batch_size"),
-)
+OPTIONS: dict[str, Any] = {
+    **dict.fromkeys(("model", "data", "output", "hosts", "granularity", "divergence"), str),
+    **dict.fromkeys(("methods", "task", "sparsity", "ratio", "bits", "seeds"), list[str]),
+    **dict.fromkeys(("budget", "samples", "batch_size"), int),
+    "seconds": float,
+}
 
 SOURCE = """
 import torch
@@ -123,6 +125,17 @@ def test_ctrl_c_keeps_what_is_done(module: str, monkeypatch: pytest.MonkeyPatch)
     assert compared(module, "--output", "report", "--resume").exit_code == 0
 
 
+def test_numbers_in_a_config_need_no_quotes(module: str) -> None:
+    Path("mine.toml").write_text("sparsity = [0.25, 0.5]\nseeds = 2\nbatch-size = 64")
+    result = invoke(
+        *("compare", "--model", f"{module}:model", "--data", f"{module}:data", "--hosts", "none"),
+        *("--methods", "magnitude", "--output", "report", "--config", "mine.toml"),
+    )
+    assert result.exit_code == 0, result.output
+    found = Comparison.from_json("report/rows.json")
+    assert [(r.sparsity, r.seed) for r in found.rows if r.method == "magnitude"] == [(0.25, 2), (0.5, 2)]
+
+
 def test_bits_are_a_task_and_an_option_that_a_config_keeps(module: str) -> None:
     result = invoke(
         *("compare", "--model", f"{module}:model", "--data", f"{module}:data", "--hosts", "none"),
@@ -148,12 +161,14 @@ def test_bits_are_a_task_and_an_option_that_a_config_keeps(module: str) -> None:
         (("--methods", "magnitud"), DEError, "'magnitud' stands for none"),
         (("--task", "wide"), DEError, "task='wide'"),
         (("--config", "nowhere.toml"), FileError, "--config nowhere.toml"),
+        (("--config", "wrong.toml"), ArgumentError, "wrong.toml: budget = 'many': expected a whole number"),
         (("--seconds", "-1"), DEError, "seconds=-1"),
     ],
 )
 def test_what_is_wrong_is_named(
     more: tuple[str, ...], error: type[DEError], message: str, module: str
 ) -> None:
+    Path("wrong.toml").write_text("budget = 'many'")
     result = invoke(
         *("compare", "--model", f"{module}:model", "--data", f"{module}:data", "--hosts", "none"),
         *("--output", "report", *more),

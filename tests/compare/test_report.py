@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 
 from de_plugin import Comparison
+from de_plugin.compare.page import page as html
 from de_plugin.compare.report import Files
 from de_plugin.compare.summary import cells, wins
+from de_plugin.compare.text import markdown, plain
 from de_plugin.errors import FileError, MissingDependencyError
 from tests.compare.made import BAD, comparison, row, settings
 from tests.compare.reading import Page
@@ -75,6 +77,23 @@ def test_markdown_holds_tables_failures_settings_and_the_command(files: Files) -
     figures = re.findall(r"\]\((figures/[^)]*)\)", text)
     assert figures
     assert all((files.markdown.parent / path).is_file() for path in figures)
+
+
+def test_tables_of_bits_show_what_methods_took_and_not_only_what_was_asked() -> None:
+    taken = {"de": 1.94, "kmeans": 2.0, "rtn": 4.5}
+    rows = [
+        row("bits", "de_plugin", name, 2, 0, density=1.0, bits=bits, layers=[])
+        for name, bits in taken.items()
+    ]
+    made = Comparison(tuple(rows), settings(task=("bits",), bits=(2.0,), seeds=(0,)), {})
+    assert "### Mean bits a weight, level tables included" in markdown(made, [])
+    assert "| de\\_plugin | rtn | (4.50) |" in markdown(made, [])
+    assert "mean bits a weight" in plain(made)
+    shown = html(made, [])
+    assert '<td data-value="1.94">1.94</td>' in shown
+    assert 'id="grid-bits-bits"' in shown
+    other = markdown(comparison(), [])
+    assert "ean bits" not in other
 
 
 def test_the_page_is_well_formed(page: Page) -> None:

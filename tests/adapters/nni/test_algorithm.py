@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -100,6 +101,36 @@ def test_commands_say_what_they_did(home: Path, tmp_path: Path) -> None:
         assert word in line
     assert invoke("meta", str(tmp_path / "m.yml")).exit_code == 0
     assert json.loads((tmp_path / "m.yml").read_text())["builtinName"] == NAME
+
+
+def test_commands_say_it_as_json(home: Path, tmp_path: Path) -> None:
+    said = [
+        json.loads(invoke(c, "--json").stdout) for c in ("register", "register", "unregister", "unregister")
+    ]
+    assert [x["changed"] for x in said] == [True, False, True, False]
+    assert {(x["name"], x["alias"]) for x in said} == {(NAME, "DE")}
+    assert all(x["file"].startswith(str(home)) for x in said)
+    path = str(tmp_path / "m.yml")
+    assert json.loads(invoke("meta", path, "--json").stdout) == {"file": path}
+
+
+def test_ctrl_c_waits_until_the_list_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = package_utils.register_algo_meta
+
+    def slow(new: Any) -> None:
+        signal.raise_signal(signal.SIGINT)
+        known(new)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        monkeypatch.setattr(package_utils, "register_algo_meta", slow)
+        result = invoke("register")
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert result.exit_code == 130
+    assert result.stderr == "interrupted; every file is whole\n"
+    assert package_utils.get_algo_meta(NAME) is not None
 
 
 def test_the_list_of_commands_names_it_and_imports_no_host() -> None:

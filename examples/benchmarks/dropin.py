@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from dropin_networks import IMAGES, NETWORKS, Case, case, size
+from dropin_networks import NETWORKS, OTHERS, QUANTIZED, SAMPLES, Case, case, size
 
 import de_plugin
 from de_plugin import DirectedEvolution
@@ -46,13 +46,18 @@ def main() -> None:
     methods = options.methods or host.METHODS
     if unknown := sorted(set(methods) - set(host.METHODS)):
         raise SystemExit(f"--methods {unknown}: expected some of {list(host.METHODS)}")
+    never = sorted({*QUANTIZED} & {*(options.networks or ())})
+    if never and options.host not in QUANTIZING:
+        raise SystemExit(
+            f"--networks {never}: {options.host} cannot prune them; give --host {' or '.join(QUANTIZING)}"
+        )
     document = _opened(options, host)
     rows: list[dict[str, Any]] = document["rows"]
     for network, data, seed in _cases(options):
         found: Case | None = None
         for ratio, steps in _cells(options):
             for method in methods:
-                samples = options.samples or (256 if network == "crepe" else 2000)
+                samples = options.samples or SAMPLES[network]
                 values = (network, data, ratio, steps, method, seed, samples)
                 key = {k: v for k, v in zip(KEY, values, strict=True) if v is not None}
                 old = [r for r in rows if all(r.get(k) == key.get(k) for k in KEY)]
@@ -78,7 +83,9 @@ def _parsed() -> argparse.Namespace:
     parser.add_argument("--steps", nargs="+", type=int, default=[1, 4])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--methods", nargs="+", help="all of the host's where none is given")
-    parser.add_argument("--samples", type=int, help="2,000 images or 256 frames where it is not given")
+    parser.add_argument(
+        "--samples", type=int, help="2,000 images, 256 frames or 64 sentences where not given"
+    )
     parser.add_argument("--threads", type=int, default=2)
     return parser.parse_args()
 
@@ -86,7 +93,7 @@ def _parsed() -> argparse.Namespace:
 def _cases(options: argparse.Namespace) -> Iterator[tuple[str, str, int]]:
     usual = ["lenet300"] if options.host in QUANTIZING else []
     for network in options.networks or [*usual, "lenet5", "resnet", "vit"]:
-        sets = options.data if network in IMAGES else ["tones"]
+        sets = [OTHERS[network]] if network in OTHERS else options.data
         yield from itertools.product([network], sets, options.seeds)
 
 

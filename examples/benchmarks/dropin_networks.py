@@ -5,7 +5,9 @@ nats, accuracy is on all test images. CREPE answers with 360 independent sigmoid
 of their 360 Bernoulli distributions, summed, in nats a frame; its accuracy is the share of test frames whose
 pitch is found within 50 cents, the same tones for all seeds and none of those that choose. Its labels are the
 true bins, and the host's criteria that use labels get its training loss: the binary cross-entropy to a
-Gaussian of 25 cents around the true bin (arXiv:1802.06182, 2).
+Gaussian of 25 cents around the true bin (arXiv:1802.06182, 2). MiniLM answers with embeddings of sentences of
+at most 32 word pieces: divergence and loss are 1 - their cosine with the intact network's, a mean over
+sentences, and its accuracy is that cosine in percent; its embedding tables stay as they are.
 """
 
 from __future__ import annotations
@@ -21,16 +23,23 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from de_plugin import KL
+from de_plugin import KL, Cosine
 from de_plugin.assess.divergence import Divergence
-from de_plugin.zoo import DATA, Dataset, crepe, found_pitch, teacher, tones
+from de_plugin.zoo import DATA, Dataset, crepe, found_pitch, minilm, sentences, teacher, token_ids, tones
 
 IMAGES = ("lenet300", "lenet5", "resnet", "vit")
 """Networks that take every image set."""
-NETWORKS = (*IMAGES, "crepe")
+OTHERS = {"crepe": "tones", "minilm": "sentences"}
+"""Networks that take data of their own, and what it is called."""
+NETWORKS = (*IMAGES, *OTHERS)
 """All that can be asked for."""
+QUANTIZED = ("minilm",)
+"""Networks that no host here can prune."""
+SAMPLES = {**dict.fromkeys(IMAGES, 2000), "crepe": 256, "minilm": 64}
+"""For the choice of what goes, where no other number is given."""
 CENTS_A_BIN = 20.0
 _TEST_FRAMES = 500
+_TEST_SENTENCES, _HELD_OUT_SENTENCES, _LONGEST = 256, 256, 32
 
 
 @dataclass(frozen=True)
@@ -67,10 +76,10 @@ class Case:
         data: of the data.
         model: intact, in eval mode.
         inputs: for the choice of what goes, ``(samples, ...)``.
-        labels: their classes, int64.
+        labels: their classes, int64, or the intact model's outputs where there are no classes.
         test_inputs: for what is told at the end.
-        test_labels: their classes.
-        right: which of the model's outputs on them are right.
+        test_labels: the same for them.
+        right: which of the model's outputs on them are right, or how right each is.
         divergence: between the outputs of the pruned and the intact model.
         losses: ``fn(outputs, labels) -> (samples,)`` for criteria that use labels.
         ignored: layers that keep all their outputs.
@@ -78,6 +87,9 @@ class Case:
         sums: layers whose outputs are added to one another, so that they lose the same channels.
         norms: the layer that each batch norm follows, by its name.
         masked: layers that lose outputs where the host can only mask.
+        held_out: none of the inputs for the choice and the test; None: those of the image set that the seed
+            draws next.
+        levels: what a search for levels may choose from, options of `DEQuantConfig`; empty: the usual.
     """
 
     name: str
@@ -95,6 +107,8 @@ class Case:
     heads: dict[str, int] = field(default_factory=dict)
     sums: tuple[tuple[str, ...], ...] = ()
     norms: dict[str, str] = field(default_factory=dict)
+    held_out: Tensor | None = None
+    levels: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
     def intact(self) -> Tensor:
@@ -121,11 +135,14 @@ def case(name: str, data: str, samples: int | None, seed: int) -> Case:
 
     Args:
         name: one of ``NETWORKS``.
-        data: one of the zoo's image sets; without effect on CREPE, which listens to tones.
-        samples: for the choice of what goes; None: 2,000 images, 256 frames.
+        data: one of the zoo's image sets; without effect on CREPE and MiniLM, which have their own.
+        samples: for the choice of what goes; None: 2,000 images, 256 frames, 64 sentences.
         seed: 0 or more.
     """
-    return _crepe(samples or 256, seed) if name == "crepe" else _images(name, data, samples or 2000, seed)
+    count = samples or SAMPLES[name]
+    if name in OTHERS:
+        return {"crepe": _crepe, "minilm": _minilm}[name](count, seed)
+    return _images(name, data, count, seed)
 
 
 _SETS: dict[str, Dataset] = {}
@@ -210,6 +227,36 @@ def _crepe(samples: int, seed: int) -> Case:
         ignored=("classifier",),
         masked=tuple(convolutions),
         norms={f"norms.{n}": name for n, name in enumerate(convolutions)},
+    )
+
+
+def _minilm(samples: int, seed: int) -> Case:
+    model = minilm()
+    texts = sentences()
+    order = torch.randperm(len(texts.calibration), generator=torch.Generator().manual_seed(seed)).tolist()
+    drawn = [texts.calibration[n] for n in order[: samples + _HELD_OUT_SENTENCES]]
+    ids, test_ids = token_ids(drawn, _LONGEST), token_ids(texts.evaluation[:_TEST_SENTENCES], _LONGEST)
+    with torch.no_grad():
+        known, test_known = model(ids[:samples]), model(test_ids)
+
+    def losses(outputs: Tensor, labels: Tensor) -> Tensor:
+        return 1 - F.cosine_similarity(outputs, labels)
+
+    return Case(
+        name="minilm",
+        data="sentences",
+        model=model,
+        inputs=ids[:samples],
+        labels=known,
+        test_inputs=test_ids,
+        test_labels=test_known,
+        right=lambda outputs: F.cosine_similarity(outputs, test_known),
+        divergence=Cosine(),
+        losses=losses,
+        ignored=(),
+        masked=(),
+        held_out=ids[samples:],
+        levels={"bits": [3, 4, 5], "codebook": "entropy", "price": 0.25},  # a pass for each, for each layer
     )
 
 

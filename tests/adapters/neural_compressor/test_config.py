@@ -21,6 +21,8 @@ from neural_compressor.torch.quantization import RTNConfig, get_all_config_set, 
     ("arguments", "message"),
     [
         ({"bit": 4}, r"DEQuantConfig\(bit=...\): no such argument; did you mean bits"),
+        ({"use_sym": False}, r"DEQuantConfig\(use_sym=...\): no such argument; give codebook='uniform'"),
+        ({"use_double_quant": True}, r"use_double_quant=...\): no such argument; expected some of dtype"),
         ({"bits": 1}, "bits=1: expected a whole number from 2 to 8"),
         ({"bits": 9}, "bits=9"),
         ({"bits": True}, "bits=True"),

@@ -95,6 +95,7 @@ def test_what_cannot_be_done_is_said_and_leaves_everything_as_it_was(name: str) 
     ("masks", "message"),
     [
         ({}, "masks: there is none"),
+        (torch.ones(1), r"masks: a Tensor, expected .*speedup.model, masks, example."),
         ({"a": {"weight": None}}, "masks: there is none"),
         ({"nowhere": {"weight": torch.ones(1)}}, "masks.'nowhere'.: the model has no such module"),
         ({"a": {"_output_0": torch.ones(1)}}, "expected one of the module's parameters .weight, bias."),

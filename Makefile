@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
-WORKERS ?= logical
+WORKERS ?= auto
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint docs clean
@@ -13,8 +13,8 @@ help: ## list the targets
 demo: $(STAMP) ## prune a network on real data and show what it costs
 	@$(BIN)/python examples/demo.py
 
-test: $(STAMP) ## run all tests
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadgroup
+test: $(STAMP) ## run all tests, in as many processes as WORKERS= says
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
 lint: $(STAMP) ## check style, formatting, types and the direction of imports
 	@$(BIN)/ruff check .

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from de_plugin.errors import DEError, MissingDependencyError
-from de_plugin.loading import check_writable, first_alone, found_zoos, loaded, zoo_of
+from de_plugin.loading import check_apart, first_alone, found_zoos, loaded, zoo_of
 
 
 def _build(rank: int = 0) -> Any:
@@ -25,7 +25,7 @@ def _build(rank: int = 0) -> Any:
         ) from error
 
     import de_plugin
-    from de_plugin import config, terminal
+    from de_plugin import terminal
     from de_plugin.compare.command import add as add_comparing
     from de_plugin.extensions import extended
     from de_plugin.filing import add, write_weights
@@ -96,9 +96,7 @@ def _build(rank: int = 0) -> Any:
 
         On several cores or machines: torchrun --nproc-per-node 4 -m de_plugin prune ...
         """
-        for path, option in ((output, "--output"), (save_config, "--save-config")):
-            if path is not None:
-                check_writable(path, option)
+        check_apart({"--output": output, "--save-config": save_config}, {"--checkpoint": checkpoint})
         if sparsity is None and ":" not in granularity:
             sparsity = 0.9
         budget = Budget(evaluations or None, seconds or None)
@@ -148,7 +146,7 @@ def _build(rank: int = 0) -> Any:
             write_weights(network, output)
             result["output"] = str(output)
         if save_config is not None:
-            config.save(save_config, terminal.options(context))
+            terminal.keep(save_config, context, sparsity=sparsity)
         if as_json:
             typer.echo(terminal.document(result))
             return

@@ -76,14 +76,20 @@ def written(options: Mapping[str, Any]) -> str:
     return "\n".join(f"{name} = {_value(value)}" for name, value in options.items() if value is not None)
 
 
-def save(path: Path, options: Mapping[str, Any]) -> None:
+def save(path: Path, options: Mapping[str, Any], comment: str = "") -> None:
     """Write options to a file, whole or not at all.
+
+    Args:
+        path: the file.
+        options: by name; those that are None are left out.
+        comment: of one line, for people.
 
     Raises:
         FileError: the file cannot be written, or an option is not text that a file can hold.
     """
     try:
-        text = f"{written(options)}\n".encode()
+        head = f"# {comment}\n" if comment else ""
+        text = f"{head}{written(options)}\n".encode()
     except UnicodeEncodeError as error:
         raise FileError(f"{path} cannot be written ({error}); TOML holds UTF-8 alone") from error
     with whole(path) as draft:

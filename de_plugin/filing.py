@@ -9,10 +9,10 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from de_plugin import config, encode, terminal
+from de_plugin import encode, terminal
 from de_plugin.encode.files import whole
 from de_plugin.errors import ArgumentError, FileError
-from de_plugin.loading import Tell, check_writable, first_alone, found_zoos, load_model, loaded, zoo_of
+from de_plugin.loading import Tell, check_apart, first_alone, found_zoos, load_model, loaded, zoo_of
 from de_plugin.pipeline import compress as run
 
 _VALIDATION = 0.1
@@ -80,9 +80,8 @@ def add(app: typer.Typer, rank: int) -> None:
 
         Example: de-plugin compress --config compress.toml --bits 3 --output smaller.de.safetensors
         """
-        check_writable(output)
-        if save_config is not None:
-            check_writable(save_config, "--save-config")
+        check_apart({"--output": output, "--save-config": save_config}, {"--checkpoint": checkpoint})
+        sparsity = sparsity or [0.9]
         with (
             terminal.interruptible(lambda: f"nothing is kept, and {output} is as it was", rank),
             terminal.working("reading", as_json=as_json, rank=rank) as tell,
@@ -100,7 +99,7 @@ def add(app: typer.Typer, rank: int) -> None:
                 network,
                 batches,
                 output,
-                sparsity or 0.9,
+                sparsity,
                 bits=bits,
                 target_bytes=target_bytes,
                 max_divergence=max_divergence,
@@ -130,7 +129,7 @@ def add(app: typer.Typer, rank: int) -> None:
         if rank > 0:
             return
         if save_config is not None:
-            config.save(save_config, terminal.options(context))
+            terminal.keep(save_config, context, sparsity=sparsity)
         result = found.to_dict()
         if test is not None:
             with terminal.working(f"measuring {output}", as_json=as_json):
@@ -163,8 +162,7 @@ def add(app: typer.Typer, rank: int) -> None:
 
         Example: de-plugin load lenet5.de.safetensors --output lenet5.safetensors
         """
-        if output is not None:
-            check_writable(output)
+        check_apart({"--output": output}, {"FILE": file})
         kept = "nothing is changed" if output is None else f"{output} is as it was"
         with terminal.interruptible(lambda: kept), terminal.working("reading", as_json=as_json) as tell:
             tell(f"reading {file}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
@@ -109,6 +109,26 @@ def check_writable(path: Path, option: str = "--output") -> None:
         raise ArgumentError(f"{option} {path}: there is no folder {path.parent}; create it first")
     if (path.exists() and not path.is_file()) or not os.access(folder, os.W_OK):
         raise ArgumentError(f"{option} {path}: cannot be written; choose another file")
+
+
+def check_apart(outputs: Mapping[str, Path | None], inputs: Mapping[str, Path | None]) -> None:
+    """Refuse to write two files under one name, or one over what is read, before the work begins.
+
+    Args:
+        outputs: by option; what is None is not asked for.
+        inputs: the same of what is read.
+
+    Raises:
+        ArgumentError: one of them cannot be written, or is another.
+    """
+    seen = {os.path.realpath(path): option for option, path in inputs.items() if path is not None}
+    for option, path in outputs.items():
+        if path is None:
+            continue
+        check_writable(path, option)
+        other = seen.setdefault(os.path.realpath(path), option)
+        if other != option:
+            raise ArgumentError(f"{option} {path}: is the file of {other}; choose another file")
 
 
 def first_alone(rank: int, load: Callable[[], T]) -> T:

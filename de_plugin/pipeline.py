@@ -136,7 +136,7 @@ def compress(
     forward: Forward | None = None,
     samples: int | None = None,
     batch_size: int = 256,
-    holdout: float = 0.1,
+    holdout: float | Tensor = 0.1,
     memory: int = 4 << 30,
     seed: int = 0,
 ) -> Compression:
@@ -166,7 +166,7 @@ def compress(
         forward: ``fn(model, inputs) -> outputs`` for models that need more than a call.
         samples: read at most this many samples.
         batch_size: samples in a forward pass.
-        holdout: fraction of the samples held back from the search.
+        holdout: fraction of the samples held back from the search, or which ones, bool ``(samples,)``.
         memory: bytes for the inputs, and again for the teacher's outputs.
         seed: of every draw.
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_type_hints
 
+import torch
 import typer
 from rich.console import Console
 from rich.progress import (
@@ -27,6 +28,7 @@ from de_plugin.criteria import describe
 from de_plugin.loading import Tell, found_zoos, untold
 from de_plugin.prune.recover import recoveries
 from de_plugin.prune.target import Scope as Scopes
+from de_plugin.version import __version__
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
@@ -136,6 +138,19 @@ def options(context: typer.Context) -> dict[str, Any]:
     order = [param.name for param in context.command.params if param.name not in _NOT_KEPT]
     given = {str(name): context.params.get(str(name)) for name in order}
     return {name: value for name, value in given.items() if value not in (None, [], ())}
+
+
+def keep(path: Path, context: typer.Context, **resolved: Any) -> None:
+    """Write the TOML that makes a command's run again, with what bits depend on beside it.
+
+    Args:
+        path: the file.
+        context: of the command.
+        resolved: options as they were used, where they had not been given; None: there is none.
+    """
+    told = f"de_plugin {__version__}, torch {torch.__version__}, {torch.get_num_threads()} threads"
+    given = {**options(context), **{name: x for name, x in resolved.items() if x is not None}}
+    config.save(path, given, told)
 
 
 def document(value: Any) -> str:

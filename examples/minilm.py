@@ -2,10 +2,11 @@
 
 The embeddings of sentences that no method has seen are compared with the intact network's: 1 is the same.
 "reconstruct" solves each layer's least squares for the weights that stay, as SparseGPT does column by
-column (arXiv:2301.00774). A search takes `--seconds`, and a little more.
+column (arXiv:2301.00774). A search measures `--evaluations` candidates, and a few more.
 """
 
 import argparse
+import copy
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -41,20 +42,21 @@ class WandaByRow:
         return ranks.masked_fill(~eligible, torch.inf)
 
 
-def methods(seconds: float) -> dict[str, dict[str, Any]]:
+def methods(evaluations: int) -> dict[str, dict[str, Any]]:
     """Return what `de_plugin.prune` is given for each row; "layer": all layers lose the same share."""
     search = DirectedEvolution(
         ("magnitude", "wanda", WandaByRow()),
         population=12,
-        generations=100,  # as many as there is time for
+        generations=100,  # as many as the budget allows
         exponent=0.1,
         offset=0.15,  # a rank in a row is a log-score that goes far where the share changes little
         temperature=0.02,
         swaps=Swaps(rounds=0),  # single weights are too many
     )
-    evolution = {"criterion": search, "schedule": 1, "budget": Budget(seconds=seconds)}
+    evolution = {"criterion": search, "schedule": 1, "budget": Budget(evaluations)}
     return {
         "magnitude": {"criterion": "magnitude"},
+        "magnitude by layer": {"criterion": "magnitude", "scope": "layer"},
         "wanda": {"criterion": WandaByRow(), "scope": "layer"},
         "wanda + reconstruct": {"criterion": WandaByRow(), "scope": "layer", "recovery": "reconstruct"},
         "de": evolution,
@@ -67,15 +69,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sentences", type=int, default=128, help="for the choice of what goes")
     parser.add_argument("--sparsity", type=float, nargs="+", default=[0.5, 0.6, 0.7, 0.8])
-    parser.add_argument("--seconds", type=float, default=120, help="of each search")
+    parser.add_argument("--evaluations", type=int, default=100, help="of each search")
     options = parser.parse_args()
     found = sentences().first(options.sentences, EVALUATION)
     batches, unseen = token_ids(found.calibration, LENGTH), token_ids(found.evaluation, LENGTH)
+    original = minilm()
     with torch.no_grad():
-        intact = minilm()(unseen)
+        intact = original(unseen)
     for sparsity in options.sparsity:
-        for name, given in methods(options.seconds).items():
-            model, started = minilm(), time.monotonic()
+        for name, given in methods(options.evaluations).items():
+            model, started = copy.deepcopy(original), time.monotonic()
             de_plugin.prune(model, batches, sparsity, include=[nn.Linear], divergence="cosine", **given)
             seconds = time.monotonic() - started
             with torch.no_grad():

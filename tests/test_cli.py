@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
 
@@ -148,6 +149,22 @@ def test_a_config_is_written_only_for_options_that_work(module: str) -> None:
     assert Path("run.toml").read_text() == "seed = 1"
     missing = pruned(module, "--save-config", "missing/run.toml")
     assert "--save-config missing/run.toml: there is no folder missing" in str(missing.exception)
+
+
+def test_a_saved_config_tells_the_sparsity_that_was_used_and_the_versions(module: str) -> None:
+    assert pruned(module, "--save-config", "run.toml").exit_code == 0
+    first, *rest = Path("run.toml").read_text().splitlines()
+    assert first.startswith(f"# de_plugin {de_plugin.__version__}, torch {torch.__version__}, ")
+    assert "sparsity = 0.9" in rest
+
+
+def test_no_file_is_written_over_another_or_what_is_read(module: str) -> None:
+    Path("dense.safetensors").write_bytes(b"precious")
+    same = pruned(module, "--output", "a.toml", "--save-config", "./a.toml")
+    assert "--save-config a.toml: is the file of --output; choose another" in str(same.exception)
+    over = pruned(module, "--checkpoint", "dense.safetensors", "--output", "dense.safetensors")
+    assert "--output dense.safetensors: is the file of --checkpoint" in str(over.exception)
+    assert Path("dense.safetensors").read_bytes() == b"precious"
 
 
 @pytest.mark.parametrize(

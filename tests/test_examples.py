@@ -108,11 +108,18 @@ def encoder() -> None:
 @pytest.mark.real_data
 @pytest.mark.usefixtures("encoder")
 def test_evolution_and_recovery_keep_what_a_sentence_means() -> None:
-    options = ("--sentences", 16, "--sparsity", 0.6, "--seconds", 5)
+    options = ("--sentences", 16, "--sparsity", 0.6, "--evaluations", 16)
     rows = [line.split() for line in told("minilm.py", options=options, longest=100)]
     assert all(row[0] == "60%" for row in rows)
     kept = {" ".join(row[1 : row.index("agreement")]): float(row[row.index("agreement") + 1]) for row in rows}
-    assert list(kept) == ["magnitude", "wanda", "wanda + reconstruct", "de", "de + reconstruct"]
+    assert list(kept) == [
+        "magnitude",
+        "magnitude by layer",
+        "wanda",
+        "wanda + reconstruct",
+        "de",
+        "de + reconstruct",
+    ]
     assert kept["de"] > kept["magnitude"]
     assert min(kept["wanda + reconstruct"], kept["de + reconstruct"]) > kept["wanda"]
 

@@ -93,6 +93,14 @@ def test_a_saved_config_makes_the_same_file(module: str) -> None:
     assert Path("other").read_bytes() != first
 
 
+def test_a_file_is_not_unpacked_over_itself(module: str) -> None:
+    assert compressed(module).exit_code == 0
+    before = Path("net.de.safetensors").read_bytes()
+    result = invoke("load", "net.de.safetensors", "--output", "net.de.safetensors")
+    assert "--output net.de.safetensors: is the file of FILE" in str(result.exception)
+    assert Path("net.de.safetensors").read_bytes() == before
+
+
 def test_a_config_that_cannot_work_is_refused(module: str) -> None:
     Path("run.toml").write_text("bits = 3.5")
     result = compressed(module, "--config", "run.toml")

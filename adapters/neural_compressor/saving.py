@@ -146,8 +146,12 @@ def load(path: str | os.PathLike[str], into: nn.Module) -> nn.Module:
 
 def _save(self: nn.Module, output_dir: str = "saved_results", *args: Any, **kwargs: Any) -> None:
     """Write the model into a folder, as the host's ``save(model, folder)`` asks for."""
-    if args or kwargs:
-        raise ArgumentError(f"model.save: got {(*args, *kwargs)} beside the folder, expected no more")
+    told = {**dict(zip(("format",), args, strict=False)), **kwargs}
+    if len(args) > 1 or told.pop("format", "default") not in ("default", None) or told:
+        raise ArgumentError(
+            f"model.save: got {(*args, *kwargs)} beside the folder, expected no more than format='default': "
+            "one small file, which de_plugin.adapters.neural_compressor.load reads"
+        )
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     save(self, folder / FILE)

@@ -46,6 +46,8 @@ class Capture(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if name == "linear":
             self._linear(*args, **kwargs)
+        elif name == "addmm":
+            self._addmm(*args, **kwargs)
         elif name in CONVOLUTIONS or name in TRANSPOSED:
             self._conv(func, name, *args, **kwargs)
         elif name == "embedding":
@@ -64,6 +66,13 @@ class Capture(TorchFunctionMode):
 
     def _linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> None:  # noqa: A002
         self._emit(weight, "linear", input)
+
+    def _addmm(self, *args: Any, **kwargs: Any) -> None:
+        """Report a linear layer whose weight is ``(in, out)``."""
+        given = {**dict(zip(("input", "mat1", "mat2"), args, strict=False)), **kwargs}
+        layer = self._known(given["mat2"])
+        if layer is not None:
+            self._visit(Call(layer, slice(None), torch.matmul, given["mat1"].detach(), "linear", {}))
 
     def _embedding(self, *args: Any, **kwargs: Any) -> None:
         first = [kwargs.get("input"), kwargs.get("weight")]

@@ -24,7 +24,7 @@ PRUNABLE: tuple[type[nn.Module], ...] = (
     *EMBEDDING,
     nn.MultiheadAttention,
 )
-"""Modules whose weights are pruned unless `include` says otherwise."""
+"""Modules whose weights are pruned unless `include` says otherwise; `Conv1D` of transformers as well."""
 
 _ATTENTION_WEIGHTS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 
@@ -55,13 +55,13 @@ class Layer:
     @property
     def outputs_first(self) -> bool:
         """Whether the parameter's own order of dimensions is the canonical one, that of a plain product."""
-        return not isinstance(self.module, (*EMBEDDING, *TRANSPOSED))
+        return not inputs_first(self.module) and not isinstance(self.module, TRANSPOSED)
 
     def canonical(self, values: Tensor) -> Tensor:
         """Bring ``(..., *parameter.shape)`` to ``(..., out, in, *kernel)``."""
         lead = values.shape[: values.dim() - self.parameter.dim()]
         at = len(lead)
-        if isinstance(self.module, EMBEDDING):
+        if inputs_first(self.module):
             return values.transpose(at, at + 1)
         if isinstance(self.module, TRANSPOSED):
             inputs, outputs, *kernel = self.parameter.shape
@@ -73,7 +73,7 @@ class Layer:
         """Bring ``(..., out, in, *kernel)`` back to ``(..., *parameter.shape)``."""
         lead = values.shape[: values.dim() - len(self.shape)]
         at = len(lead)
-        if isinstance(self.module, EMBEDDING):
+        if inputs_first(self.module):
             return values.transpose(at, at + 1)
         if isinstance(self.module, TRANSPOSED):
             outputs, inputs, *kernel = self.shape
@@ -86,16 +86,32 @@ class Layer:
         return replace(self, aliases=(*self.aliases, name))
 
 
+def is_conv1d_of_transformers(module: nn.Module) -> bool:
+    """Say whether a module is the linear layer of GPT-2 in the package transformers, which need not be there.
+
+    Despite its name it is no convolution; its weight is ``(in, out)``.
+    """
+    weight = module._parameters.get("weight")
+    outputs = getattr(module, "nf", None)
+    named = type(module).__name__ == "Conv1D" and weight is not None
+    return named and weight.dim() == 2 and weight.shape[1] == outputs
+
+
+def inputs_first(module: nn.Module) -> bool:
+    """Say whether a module's weight is the canonical one transposed."""
+    return isinstance(module, EMBEDDING) or is_conv1d_of_transformers(module)
+
+
 def output_dim(module: nn.Module) -> int:
     """Return the dimension of a module's weight that counts outputs."""
-    return 1 if isinstance(module, (*TRANSPOSED, *EMBEDDING)) else 0
+    return 1 if isinstance(module, TRANSPOSED) or inputs_first(module) else 0
 
 
 def weight_names(module: nn.Module) -> tuple[str, ...]:
     """Return the names that the prunable weights of a module of this type have."""
     if isinstance(module, nn.MultiheadAttention):
         return _ATTENTION_WEIGHTS
-    return ("weight",) if isinstance(module, PRUNABLE) else ()
+    return ("weight",) if isinstance(module, PRUNABLE) or is_conv1d_of_transformers(module) else ()
 
 
 def is_masked(module: nn.Module, own: str) -> bool:
@@ -130,7 +146,7 @@ def describe(
     """
     groups = int(getattr(module, "groups", 1))
     shape = parameter.shape
-    if isinstance(module, EMBEDDING):
+    if inputs_first(module):
         shape = torch.Size((shape[1], shape[0]))
     elif isinstance(module, TRANSPOSED):
         shape = torch.Size((shape[1] * groups, shape[0] // groups, *shape[2:]))

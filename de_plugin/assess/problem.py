@@ -44,7 +44,8 @@ class Problem:
         exclude: name patterns and module types to leave alone.
         samples: read at most this many calibration samples; None reads all.
         batch_size: samples in a forward pass.
-        holdout: fraction of the samples kept from the search, for the gate.
+        holdout: fraction of the samples kept from the search, for the gate; or which ones, bool
+            ``(samples,)``, where some belong together, such as crops of a photograph.
         memory: bytes for inputs, and again for teacher outputs in memory; more go to a mapped file.
         seed: of every draw.
         evaluate: "auto", "serial", or ``fn(problem) -> Evaluator``, see `de_plugin.assess.evaluate`.
@@ -71,15 +72,15 @@ class Problem:
         exclude: Sequence[Pattern] = (),
         samples: int | None = None,
         batch_size: int = 256,
-        holdout: float = 0.1,
+        holdout: float | Tensor = 0.1,
         memory: int = 4 << 30,
         seed: int = 0,
         evaluate: str | Callable[[Problem], Evaluator] = "auto",
         units: ParameterUnits | None = None,
         teacher: nn.Module | None = None,
     ) -> None:
-        if not 0 <= holdout < 1:
-            raise ArgumentError(f"holdout={holdout}: expected a fraction in [0, 1)")
+        if not isinstance(holdout, Tensor) and not 0 <= holdout < 1:
+            raise ArgumentError(f"holdout={holdout}: expected a fraction in [0, 1), or a bool tensor")
         check_counts(
             batch_size=batch_size, memory=memory, **({} if samples is None else {"samples": samples})
         )
@@ -139,7 +140,15 @@ class Problem:
 
     # -- set-up ----------------------------------------------------------------------------------
 
-    def _partition(self, holdout: float) -> tuple[Tensor, Tensor]:
+    def _partition(self, holdout: float | Tensor) -> tuple[Tensor, Tensor]:
+        if isinstance(holdout, Tensor):
+            if holdout.dtype != torch.bool or holdout.shape != (self.pool.count,) or bool(holdout.all()):
+                raise ArgumentError(
+                    f"holdout: a {holdout.dtype} tensor {tuple(holdout.shape)} with {int(holdout.sum())} "
+                    f"held back; expected bool ({self.pool.count},), one for each sample read, some False"
+                )
+            search, held_back = (x.nonzero().flatten().cpu() for x in (~holdout, holdout))
+            return search, held_back if len(held_back) else search
         order = torch.randperm(self.pool.count, generator=torch.Generator().manual_seed(self.seed))
         cut = min(round(holdout * self.pool.count), self.pool.count - 1)
         if holdout > 0 and cut == 0:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from de_plugin.assess.divergence import Divergence
 from de_plugin.assess.granularity import Granularity
@@ -66,7 +66,7 @@ def prune(
     forward: Forward | None = None,
     samples: int | None = None,
     batch_size: int = 256,
-    holdout: float = 0.1,
+    holdout: float | Tensor = 0.1,
     memory: int = 4 << 30,
     seed: int = 0,
     checkpoint: str | Path | None = None,
@@ -98,7 +98,7 @@ def prune(
         forward: ``fn(model, inputs) -> outputs`` for models that need more than a call.
         samples: read at most this many samples.
         batch_size: samples in a forward pass.
-        holdout: fraction of the samples held back from the search.
+        holdout: fraction of the samples held back from the search, or which ones, bool ``(samples,)``.
         memory: bytes for the inputs, and again for the teacher's outputs before they go to a file.
         seed: of every draw; the same seed gives the same masks, on any number of ranks.
         checkpoint: a folder in which the search is kept after each cycle; the same call goes on from there.

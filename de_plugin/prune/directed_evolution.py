@@ -101,6 +101,8 @@ class DirectedEvolution:
                 f"exponent={self.exponent}, offset={self.offset}, temperature={self.temperature}: "
                 "expected deviations > 0"
             )
+        if not isinstance(self.swaps, Swaps):
+            raise ArgumentError(f"swaps={self.swaps!r}: expected Swaps(...); Swaps(rounds=0) for none")
 
     @property
     def name(self) -> str:

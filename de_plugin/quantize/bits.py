@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from de_plugin.assess.divergence import Divergence
 from de_plugin.assess.guard import untouched_on_error
@@ -57,7 +57,7 @@ def quantize(
     forward: Forward | None = None,
     samples: int | None = None,
     batch_size: int = 256,
-    holdout: float = 0.1,
+    holdout: float | Tensor = 0.1,
     memory: int = 4 << 30,
     seed: int = 0,
 ) -> QuantizationReport:
@@ -94,7 +94,7 @@ def quantize(
         forward: ``fn(model, inputs) -> outputs`` for models that need more than a call.
         samples: read at most this many samples.
         batch_size: samples in a forward pass.
-        holdout: fraction of the samples held back from the search.
+        holdout: fraction of the samples held back from the search, or which ones, bool ``(samples,)``.
         memory: bytes for the inputs, and again for the teacher's outputs.
         seed: of every draw; the same seed gives the same levels.
 

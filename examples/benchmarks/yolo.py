@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ from yolo_precision import average_precision
 from yolo_settings import check_apart, parsed, settings, versions
 
 import de_plugin
-from de_plugin import Detector, DirectedEvolution, Head, Schedule, Swaps
+from de_plugin import Activation, Detector, DirectedEvolution, Head, Schedule, Swaps
 from de_plugin.encode import packed
 from de_plugin.encode.files import whole
 from de_plugin.prune.recover import BatchNormMatching, Distillation, Hints, Reconstruction
@@ -85,30 +86,49 @@ class Run:
         return self.found(self.original)
 
     @cached_property
-    def calibration(self) -> Tensor:
-        """Images to choose and to train by, uint8 ``(images, 3, height, width)``."""
+    def calibration(self) -> tuple[Tensor, Tensor]:
+        """Images to choose and to train by, uint8 ``(images, 3, height, width)``, and which are held back.
+
+        All that is made of a photograph is held back, or nothing of it.
+        """
         draw = torch.Generator().manual_seed(self.options.seed)
         files = [path for folder in self.options.images for path in photo_files(folder)]
-        photos = [read_photo(path) for path in files]
-        size = self.original.size
-        images = list(read_photos(files[: self.options.plain], size).images)
+        different = sorted({path.resolve() for path in files})
+        order = torch.randperm(len(different), generator=draw).tolist()
+        apart = {different[n] for n in order[: round(self.options.holdout * len(different))]}
+        images: list[Tensor] = []
+        held: list[bool] = []
+        for part in (False, True):
+            mine = [n for n, path in enumerate(files) if (path.resolve() in apart) == part]
+            made = self._made([files[n] for n in mine], sum(n < self.options.plain for n in mine), draw)
+            images, held = images + made, held + [part] * len(made)
+        order = torch.randperm(len(images), generator=draw).tolist()
+        return torch.stack([images[n] for n in order]), torch.tensor([held[n] for n in order])
+
+    def _made(self, files: list[Path], plain: int, draw: torch.Generator) -> list[Tensor]:
+        """Return some photographs, the first ones as they are, all varied, and all four in one."""
+        if not files:
+            return []
+        photos, size = [read_photo(path) for path in files], self.original.size
+        images = list(read_photos(files[:plain], size).images) if plain else []
         images += [varied(photo, size, draw) for _ in range(self.options.variations) for photo in photos]
         for _ in range(self.options.mosaics):
             order = torch.randperm(len(photos), generator=draw).tolist()
             groups = [order[n : n + 4] for n in range(0, len(order) - 3, 4)]
             images += [mosaic([photos[n] for n in group], size, draw) for group in groups]
-        order = torch.randperm(len(images), generator=draw).tolist()
-        return torch.stack([images[n] for n in order])
+        return images
 
     def shared(self, samples: int | None) -> dict[str, Any]:
-        """What `prune` and `quantize` are told alike."""
+        """What `prune` and `quantize` are told alike, images among it."""
+        images, held = self.calibration
         return {
+            "batches": images,
             "divergence": self.divergence,
             "forward": forward,
             "samples": samples,
             "batch_size": BATCH,
-            "holdout": self.options.holdout,
-            "memory": 8 << 30,
+            "holdout": held[:samples],
+            "memory": int(self.options.memory * (1 << 30)),
             "seed": self.options.seed,
         }
 
@@ -176,7 +196,7 @@ def forward(model: nn.Module, images: Tensor) -> Any:
 def search(options: argparse.Namespace) -> DirectedEvolution:
     """Return a search that costs some hundred passes over a few dozen images."""
     return DirectedEvolution(
-        criteria=("magnitude", "activation"),
+        criteria=("magnitude", Activation(samples=64)),
         population=8,
         generations=options.generations,
         samples=options.search_samples,
@@ -197,9 +217,8 @@ def masks(run: Run, sparsity: float, name: str) -> Row:
         stage,
         lambda net: de_plugin.prune(
             net,
-            run.calibration,
-            sparsity,
-            search(run.options) if evolved else "magnitude",
+            sparsity=sparsity,
+            criterion=search(run.options) if evolved else "magnitude",
             schedule=run.options.mask_cycles if "reconstruct" in name else 1,
             recovery=recovery,
             **run.shared(run.options.mask_samples),
@@ -227,9 +246,8 @@ def distilled(run: Run) -> tuple[Darknet, float]:
         "distilled",
         lambda net: de_plugin.prune(
             net,
-            run.calibration,
-            options.sparsity,
-            search(options) if options.evolve else "magnitude",
+            sparsity=options.sparsity,
+            criterion=search(options) if options.evolve else "magnitude",
             schedule=Schedule(options.cycles, start=options.start),
             recovery=[BatchNormMatching(64), between],
             finish=last,
@@ -255,7 +273,6 @@ def filed(run: Run) -> Row:
         net.load_state_dict(distilled(run)[0].state_dict())
         report = de_plugin.quantize(
             net,
-            run.calibration,
             bits=run.options.bits,
             teacher=run.original,
             rounding=run.options.rounding,
@@ -320,7 +337,8 @@ def main() -> None:
                     f"{path}: belongs to other {', '.join(other)}; give another --json and --work"
                 )
     document = json.loads(options.json.read_text()) if options.json.exists() else fresh
-    (options.work / "settings.json").write_text(json.dumps({**fresh, "rows": []}, indent=1))
+    with whole(options.work / "settings.json") as draft:
+        draft.write_text(json.dumps({**fresh, "rows": []}, indent=1))
     run = Run(options)
     for stage, measure in stages(run):
         known = [row["stage"] for row in document["rows"]]

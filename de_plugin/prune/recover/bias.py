@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from de_plugin.assess.guard import untouched_on_error
+from de_plugin.assess.layers import is_conv1d_of_transformers
 from de_plugin.assess.problem import Problem
 from de_plugin.prune.recover.matching import MomentMatching
 from de_plugin.prune.recover.moments import Moments, calibration, joined
@@ -33,6 +34,7 @@ def _biased(model: nn.Module) -> dict[str, tuple[nn.Module, int]]:
     result = {}
     for name, module in model.named_modules():
         kinds = [axis for kind, axis in _CHANNEL.items() if isinstance(module, kind)]
+        kinds += [-1] if is_conv1d_of_transformers(module) else []
         if kinds and isinstance(module._parameters.get("bias"), Tensor):
             result[name] = (module, kinds[0])
     return result

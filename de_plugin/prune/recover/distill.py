@@ -27,7 +27,7 @@ class Distillation:
     Every parameter that requires a gradient is trained (all of them where none does), prunable
     weights only where they are kept. The model stays in eval mode, so batch-norm statistics don't
     move. The best state on the held-back data is what remains; the starting point takes part, so
-    that a distillation never ends worse there than it began.
+    that a distillation never ends worse there than it began; hints take no part in that look.
 
     Args:
         steps: of Adam; >= 0.
@@ -107,6 +107,8 @@ class Distillation:
         Raises:
             GradientError: the divergence has no gradient.
             DataError: labels are asked for and the calibration data have none.
+            ArgumentError: hints name no module, or their teacher was not copied in time.
+            OutputError: hinted modules of student and teacher give other shapes, or nothing to learn from.
         """
         self.prepare(problem)
         parameters = _trainable(problem.model)
@@ -228,7 +230,7 @@ class Distillation:
         return total
 
     def validate(self, problem: Problem, batches: list[Batch]) -> float:
-        """Return the loss that training lowers, on some batches; infinity where it is not finite."""
+        """Return the loss without hints, on some batches; infinity where it is not finite."""
         with torch.no_grad():
             value = float(self._loss(problem, batches))
         return value if math.isfinite(value) else math.inf

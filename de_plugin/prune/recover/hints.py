@@ -20,6 +20,10 @@ from torch import Tensor, nn
 from de_plugin.assess.divergence import leaves, wide
 from de_plugin.assess.problem import Problem
 from de_plugin.errors import ArgumentError, OutputError
+from de_plugin.prune.recover.base import prepared
+
+_CONSTANT = 1e-8
+"""Share of the mean square below which a variance is rounding."""
 
 Features = list[list[Tensor]]
 """What watched modules gave, in the order of the modules; a module that is called twice gives two."""
@@ -27,13 +31,16 @@ Features = list[list[Tensor]]
 
 @dataclass(frozen=True)
 class Hints:
-    """Squared errors of modules' outputs, each as a share of the teacher's variance, a mean over modules.
+    """Squared errors of modules' outputs, each as a share of the teacher's variance; a mean over outputs.
 
-    The teacher is copied and asked at every step, which costs a forward pass more.
+    The teacher is asked at every step, which costs a forward pass more, and copied unless it is a model of
+    its own. Outputs that do not vary are left out. Where what follows a module works in place, its output is
+    compared after that.
 
     Args:
-        modules: name patterns of the modules whose outputs are compared, such as ``("layers.*",)``: best
-            blocks or norms, whose outputs a later batch norm does not scale.
+        modules: name patterns of the modules whose outputs are compared: best blocks or norms, whose outputs
+            a later batch norm does not scale. ``*`` stands for dots, too: ``"layers.?"`` are the layers
+            themselves, ``"layers.*"`` also all that is in them.
         weight: what takes the errors into the loss, in units of the divergence; >= 0.
 
     Raises:
@@ -47,28 +54,24 @@ class Hints:
         """Refuse what cannot be followed."""
         if isinstance(self.modules, str) or not self.modules or not all(map(_is_text, self.modules)):
             raise ArgumentError(
-                f"Hints(modules={self.modules!r}): expected a tuple of name patterns, such as ('layers.*',)"
+                f"Hints(modules={self.modules!r}): expected a tuple of name patterns, such as ('layers.?',)"
             )
         object.__setattr__(self, "modules", tuple(self.modules))
         if not 0 <= self.weight < math.inf:
             raise ArgumentError(f"Hints(weight={self.weight!r}): expected a finite number >= 0")
 
+    @property
+    def name(self) -> str:
+        """Return "hints"."""
+        return "hints"
+
     def teacher(self, problem: Problem) -> Teacher:
-        """Return the teacher's frozen copy, made the first time.
+        """Return the teacher and the modules that tell; the teacher is copied once a problem.
 
         Raises:
-            ArgumentError: the patterns match no module that both networks have, or units are zeroed already
-                and the teacher was never copied.
+            ArgumentError: the patterns match no module that both networks have, the model cannot be copied,
+                or units are zeroed already and the teacher was never copied.
         """
-        found: Teacher = problem.remember(("hints", self), lambda: self._copied(problem))
-        return found
-
-    def _copied(self, problem: Problem) -> Teacher:
-        if problem.teacher is problem.model and not bool(problem.kept.all()):
-            raise ArgumentError(
-                f"Hints(modules={self.modules}): {int((~problem.kept).sum())} unit(s) are zeroed and the "
-                "teacher was not copied; call recovery.prepare(problem) before anything changes"
-            )
         names = [name for name, _ in problem.model.named_modules() if name and self._match(name)]
         theirs = dict(problem.teacher.named_modules())
         missing = [name for name in names if name not in theirs]
@@ -78,11 +81,22 @@ class Hints:
                 f"Hints(modules={self.modules}): {reason}; expected modules of both networks, "
                 f"such as {', '.join([n for n in theirs if n][:5])}"
             )
-        frozen = copy.deepcopy(problem.teacher).requires_grad_(False).eval()
-        return Teacher(frozen, tuple(names), self.weight)
+        own = problem.teacher is not problem.model
+        model = problem.teacher if own else prepared(problem, self.name, lambda: _copied(problem.model))
+        return Teacher(model, tuple(names), self.weight)
 
     def _match(self, name: str) -> bool:
         return any(fnmatch.fnmatchcase(name, pattern) for pattern in self.modules)
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model).requires_grad_(False)
+    except (RuntimeError, TypeError) as error:
+        raise ArgumentError(
+            f"model: cannot be copied, as hints need it ({error}); give an untouched copy as the teacher, "
+            "or leave hints out"
+        ) from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +104,7 @@ class Teacher:
     """The teacher as it was, and the modules that tell.
 
     Attributes:
-        model: frozen, in eval mode.
+        model: in eval mode.
         names: of the modules.
         weight: of their errors.
     """
@@ -108,28 +122,38 @@ class Teacher:
             features: of the student, from `watched`.
 
         Raises:
-            OutputError: the networks' modules don't give the same shapes.
+            OutputError: the networks' modules don't give the same shapes, what the teacher's give is not
+                finite, or nothing of it varies.
         """
         with torch.no_grad(), watched(self.model, self.names) as wanted:
             problem.forward(self.model, inputs)
-        shapes = [[[tuple(x.shape) for x in calls] for calls in part] for part in (features, wanted)]
-        if shapes[0] != shapes[1] or not any(features):
-            name = next((n for n, a, b in zip(self.names, *shapes, strict=True) if a != b), self.names[0])
+        parts: list[Tensor] = []
+        for name, ours, theirs in zip(self.names, features, wanted, strict=True):
+            shapes = [[tuple(x.shape) for x in calls] for calls in (ours, theirs)]
+            if shapes[0] != shapes[1]:
+                raise OutputError(
+                    f"Hints: {name} gives {shapes[0]} in the student and {shapes[1]} in the teacher; "
+                    "expected the same; a forward= has to call the model that it is given"
+                )
+            parts += [x for pair in zip(ours, theirs, strict=True) if (x := _error(name, *pair)) is not None]
+        if not parts:
             raise OutputError(
-                f"Hints: {name} gives {shapes[0][self.names.index(name)]} in the student and "
-                f"{shapes[1][self.names.index(name)]} in the teacher; expected the same, and tensors"
+                f"Hints: nothing that {', '.join(self.names[:5])} give in the teacher varies, so nothing can "
+                "be learnt from it; name other modules"
             )
-        pairs = [
-            pair
-            for mine, theirs in zip(features, wanted, strict=True)
-            for pair in zip(mine, theirs, strict=True)
-        ]
-        total = torch.zeros((), device=problem.device)
-        for mine, theirs in pairs:
-            y = wide(theirs)
-            scale = y.var(correction=0).clamp_min(torch.finfo(y.dtype).tiny)
-            total = total + ((wide(mine) - y).square().mean() / scale).to(total)
-        return total * (self.weight / len(pairs))
+        return torch.stack([x.to(problem.device) for x in parts]).mean() * self.weight
+
+
+def _error(name: str, ours: Tensor, theirs: Tensor) -> Tensor | None:
+    """Return the squared error as a share of the teacher's variance; None where there is none."""
+    y = wide(theirs)
+    size = float(y.square().mean())
+    if not math.isfinite(size):
+        raise OutputError(
+            f"Hints: {name} gives numbers in the teacher that are not finite; name other modules"
+        )
+    variance = float(y.var(correction=0))
+    return None if variance <= _CONSTANT * size else (wide(ours) - y).square().mean() / variance
 
 
 @contextmanager

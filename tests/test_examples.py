@@ -9,11 +9,13 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
-from de_plugin.errors import DataError
-from de_plugin.zoo import minilm
+from de_plugin.assess.problem import Problem
+from tests.zoo.shared_data import published_encoder
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -94,15 +96,7 @@ def test_two_processes_choose_what_one_chooses() -> None:
 @pytest.fixture
 def encoder() -> None:
     """Skips where the weights of MiniLM are not to be had, and puts them into the cache where they are."""
-    try:
-        minilm()
-    except DataError as error:
-        if "SHA-256" in str(error):
-            raise
-        pytest.skip(
-            "the weights of MiniLM are its authors' and are not handed on with this project, and nothing "
-            f"that can be reached from here has them, neither an installed package nor a registry: {error}"
-        )
+    published_encoder()
 
 
 @pytest.mark.real_data
@@ -138,3 +132,20 @@ def test_a_host_quantizes_sentence_embeddings(tmp_path: Path) -> None:
     assert fine["bytes"] < document["intact"]["minilm sentences"]["params"] * 4
     assert fine["accuracy"] > 95 > coarse["accuracy"]
     assert fine["loss"] == pytest.approx(1 - fine["accuracy"] / 100)
+
+
+def test_wanda_by_row_takes_the_same_share_of_every_row() -> None:
+    spec = importlib.util.spec_from_file_location("minilm_example", EXAMPLES / "minilm.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module: Any = importlib.util.module_from_spec(spec)
+    sys.modules["minilm_example"] = module  # a dataclass looks its module up
+    spec.loader.exec_module(module)
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(8, 6)).eval()
+    inputs = torch.randn(50, 8) * torch.arange(1, 9)
+    problem = Problem(model, inputs, divergence="mse", holdout=0)
+    scores = module.WandaByRow()(problem, problem.eligible, 24)
+    kept = problem.select(scores, problem.eligible, 24).reshape(6, 8)
+    wanted = model[0].weight.detach().abs() * inputs.square().mean(0).sqrt()
+    assert torch.equal(kept, wanted >= wanted.sort(1).values[:, 4:5])

@@ -12,7 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -21,7 +21,9 @@ import typer
 from de_plugin import cli, encode, loading, names, terminal
 from de_plugin.assess.divergence import divergence
 from de_plugin.assess.granularity import granularity
-from de_plugin.errors import MissingDependencyError
+from de_plugin.errors import ArgumentError, MissingDependencyError
+from de_plugin.quantize.between import level_recoveries
+from de_plugin.quantize.rounding import Rounding
 from tests.commands import invoke
 
 CONFIGS = {
@@ -125,6 +127,10 @@ def test_names_are_completed() -> None:
 def test_what_is_completed_exists() -> None:
     assert [divergence(name).name for name in terminal.DIVERGENCES] == list(terminal.DIVERGENCES)
     assert [granularity(name).name for name in terminal.GRANULARITIES] == list(terminal.GRANULARITIES)
+    assert get_args(get_args(Rounding)[0]) == terminal.ROUNDINGS
+    assert all(level_recoveries(name) for name in terminal.RETRAININGS)
+    with pytest.raises(ArgumentError, match=f"expected one of {', '.join(terminal.RETRAININGS)}, Dist"):
+        level_recoveries("prayer")
 
 
 def test_a_zoo_that_cannot_be_imported_is_no_matter(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -147,11 +147,12 @@ def add(app: typer.Typer, rank: int) -> None:
                 progress=progress,
                 **options,
             )
-        if rank > 0:
-            return
-        config.save(output / CONFIG, chosen)
-        again = f"de-plugin compare --config {shlex.quote(str(output / CONFIG))} --output another"
-        files = found.report(output, command=f"{again}\n\n# {CONFIG}\n{config.written(chosen)}")
+            if rank > 0:
+                return
+            tell("drawing")
+            config.save(output / CONFIG, chosen)
+            again = f"de-plugin compare --config {shlex.quote(str(output / CONFIG))} --output another"
+            files = found.report(output, command=f"{again}\n\n# {CONFIG}\n{config.written(chosen)}")
         _print(found, files.page, as_json)
 
 

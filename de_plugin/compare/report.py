@@ -55,9 +55,6 @@ def write(comparison: Comparison, folder: str | os.PathLike[str], command: str =
     drawn = drawings(comparison)
     place = prepared(folder)
     figures = prepared(place / "figures")
-    for old in figures.iterdir():  # of an earlier report
-        if old.suffix in (".svg", ".png") and old.is_file():
-            old.unlink()
     written = []
     for drawing in drawn:
         for suffix, content in (("svg", drawing.svg.encode()), ("png", drawing.png)):
@@ -68,6 +65,9 @@ def write(comparison: Comparison, folder: str | os.PathLike[str], command: str =
     comparison.save(made.rows)
     _whole(made.markdown, markdown(comparison, names, command).encode())
     _whole(made.page, page(comparison, drawn, command).encode())
+    for old in figures.iterdir():  # of an earlier report, which needed them until now
+        if old.suffix in (".svg", ".png") and old.is_file() and old not in written:
+            old.unlink()
     return made
 
 

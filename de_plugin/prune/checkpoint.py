@@ -50,7 +50,8 @@ def identity(problem: Problem, plan: Plan) -> dict[str, str]:
         "divergence": described(problem.divergence),
         "forward": _forward(problem.forward),
         "data": f"{problem.pool.samples} samples {problem.pool.digest:08x}",
-        "split": f"{len(problem.search)} {len(problem.held_back)} {_digest(problem.held_back)}",
+        "split": f"{len(problem.search)} {len(problem.held_back)}",
+        "held back": _digest(problem.held_back),
         "batch_size": str(problem.pool.batch_size),
         "seed": str(problem.seed),
     }

@@ -10,7 +10,14 @@ from typing import Any
 OURS = ("de", "de (weights)")
 WEIGHTS = ("de (weights)", "level")
 """Methods that zero single weights; all others take channels."""
-NAMES = {"lenet5": "LeNet-5", "resnet": "ResNet", "vit": "ViT", "crepe": "CREPE", "lenet300": "LeNet-300"}
+NAMES = {
+    "lenet5": "LeNet-5",
+    "resnet": "ResNet",
+    "vit": "ViT",
+    "crepe": "CREPE",
+    "lenet300": "LeNet-300",
+    "minilm": "MiniLM",
+}
 _SAME = 0.01
 """Rows whose multiplications differ by more are of another size and don't count."""
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from de_plugin.errors import DataError
-from de_plugin.zoo import DATA, Dataset
+from de_plugin.zoo import DATA, Dataset, MiniLM, minilm
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -26,6 +26,10 @@ def shared(name: str) -> Path:
     return path
 
 
+_WRONG = re.compile("SHA-256|damaged|holds|starts with|ends within|carries no|cannot be read")
+"""What is said of data that are there and should not be as they are."""
+
+
 def published(name: str) -> Dataset:
     """Return a published image set; skip the test where no place that can be reached has it.
 
@@ -34,9 +38,22 @@ def published(name: str) -> Dataset:
     try:
         return DATA[name]()
     except DataError as error:
-        if re.search("SHA-256|damaged|holds|starts with|ends within|carries no|cannot be read", str(error)):
+        if _WRONG.search(str(error)):
             raise
         pytest.skip(
             f"{name} is not handed on with this project, and nothing that can be reached from here has it, "
             f"neither a folder nor a package registry nor its official server: {error}"
+        )
+
+
+def published_encoder() -> MiniLM:
+    """Return MiniLM with its weights; skip the test where no place that can be reached has them."""
+    try:
+        return minilm()
+    except DataError as error:
+        if _WRONG.search(str(error)):
+            raise
+        pytest.skip(
+            "the weights of MiniLM are its authors' and are not handed on with this project, and nothing "
+            f"that can be reached from here has them, neither an installed package nor a registry: {error}"
         )

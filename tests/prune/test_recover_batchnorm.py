@@ -256,3 +256,33 @@ def test_matching_happens_in_the_order_of_execution() -> None:
     for first, second in pairwise(states):
         for a, b in zip(first, second, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
+
+
+def test_a_tentative_matching_keeps_to_the_problems_memory() -> None:
+    sizes: list[int] = []
+
+    def forward(model: nn.Module, x: Tensor) -> Tensor:
+        sizes.append(len(x))
+        found: Tensor = model(x)
+        return found
+
+    x = torch.randn(300, 2, 6, 6, generator=torch.Generator().manual_seed(1))
+    model = network()
+    problem = Problem(model, x, divergence="mse", batch_size=64, forward=forward)
+    recover = BatchNormMatching()
+    recover.prepare(problem)
+    cut(problem)
+    batches = problem.pool.take(problem.search)
+    norm = model[1]
+    assert isinstance(norm, nn.BatchNorm2d)
+    assert norm.running_mean is not None
+    old, means = norm.running_mean.clone(), []
+    for memory in (1 << 30, 100 * 6 * 6 * 6 * 4 * 4):
+        problem.memory = memory
+        problem._memory.pop("bytes of a matched sample", None)
+        sizes.clear()
+        with problem.units.zeroed(problem.kept), recover.in_assessment()(problem, batches):
+            means.append(norm.running_mean.clone())
+        assert max(sizes) == (sum(b.size for b in batches) if memory == 1 << 30 else 64)
+        assert torch.equal(norm.running_mean, old)
+    torch.testing.assert_close(*means)

@@ -35,6 +35,10 @@ def _norms(model: nn.Module) -> dict[str, _Norm]:
     }
 
 
+_ALIVE = 4
+"""Tensors of the largest size that are there at once in a forward pass."""
+
+
 @dataclass(frozen=True)
 class BatchNormMatching(MomentMatching):
     """Choose running statistics so that each batch norm's output keeps its teacher's moments.
@@ -100,12 +104,28 @@ class Tentative:
         ]
         try:
             if teacher:
-                _match(problem, joined(batches), teacher)
+                _match(problem, joined(batches) if self._fit(problem, batches) else batches, teacher)
             yield
         finally:
             with torch.no_grad():
                 for live, value in saved:
                     live.copy_(value)
+
+    def _fit(self, problem: Problem, batches: list[Batch]) -> bool:
+        """Say whether one pass over all batches keeps to the memory that the problem may take."""
+
+        def measured() -> int:
+            sizes = [0]
+            with ExitStack() as stack, torch.no_grad():
+                for norm in _norms(problem.model).values():
+                    stack.callback(
+                        norm.register_forward_pre_hook(lambda _, args: sizes.append(args[0].nbytes)).remove
+                    )
+                problem.forward(problem.model, problem.pool.take(problem.search[:1])[0].inputs)
+            return _ALIVE * max(sizes)
+
+        a_sample: int = problem.remember("bytes of a matched sample", measured)
+        return len(batches) == 1 or a_sample * sum(b.size for b in batches) <= problem.memory
 
     @contextmanager
     def on_copy(self, problem: Problem, model: nn.Module, gone: Mapping[str, Tensor]) -> Iterator[None]:

@@ -91,10 +91,10 @@ def is_conv1d_of_transformers(module: nn.Module) -> bool:
 
     Despite its name it is no convolution; its weight is ``(in, out)``.
     """
-    weight = module._parameters.get("weight")
-    outputs = getattr(module, "nf", None)
-    named = type(module).__name__ == "Conv1D" and weight is not None
-    return named and weight.dim() == 2 and weight.shape[1] == outputs
+    if type(module).__name__ != "Conv1D":
+        return False
+    weight, outputs = getattr(module, "weight", None), getattr(module, "nf", None)
+    return isinstance(weight, Tensor) and weight.dim() == 2 and weight.shape[1] == outputs
 
 
 def inputs_first(module: nn.Module) -> bool:

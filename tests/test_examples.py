@@ -11,11 +11,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from de_plugin.assess.problem import Problem
 from tests.zoo.shared_data import published_encoder
+from tests.zoo.test_darknet import SMALL
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -149,3 +152,19 @@ def test_wanda_by_row_takes_the_same_share_of_every_row() -> None:
     kept = problem.select(scores, problem.eligible, 24).reshape(6, 8)
     wanted = model[0].weight.detach().abs() * inputs.square().mean(0).sqrt()
     assert torch.equal(kept, wanted >= wanted.sort(1).values[:, 4:5])
+
+
+def test_a_detector_is_pruned_and_asked_what_it_still_sees(tmp_path: Path) -> None:
+    (tmp_path / "net.cfg").write_text(SMALL)
+    draw = np.random.default_rng(0)
+    for folder, count in (("calibration", 12), ("others", 3)):
+        (tmp_path / folder).mkdir()
+        for number in range(count):
+            pixels = draw.integers(0, 256, (40, 48, 3), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / folder / f"{number}.png")
+    files = ("--cfg", tmp_path / "net.cfg", "--images", tmp_path / "calibration")
+    more = ("--eval-images", tmp_path / "others", "--sparsity", 0.5, "--generations", 1)
+    lines = told("detector.py", options=(*files, *more), longest=100)
+    assert [line.split()[:2] for line in lines] == [["magnitude", "50%"], ["evolution", "50%"]]
+    divergences = [float(line.split()[3]) for line in lines]
+    assert 0 < divergences[1] <= divergences[0]

@@ -5,7 +5,7 @@ STAMP := .venv/installed
 WORKERS ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint docs clean
+.PHONY: help demo test minimum lint docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' Makefile
@@ -15,6 +15,12 @@ demo: $(STAMP) ## prune a network on real data and show what it costs
 
 test: $(STAMP) ## run all tests, in as many processes as WORKERS= says
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+
+minimum: ## run the engine's tests with the oldest versions it declares; downloads gigabytes
+	@$(PYTHON) -m venv .venv-minimum
+	@.venv-minimum/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-minimum.txt -e '.[test]'
+	@OMP_NUM_THREADS=1 .venv-minimum/bin/python -m pytest -n $(WORKERS) --dist loadgroup -W ignore::DeprecationWarning \
+		tests/assess tests/criteria tests/evolve tests/prune tests/quantize tests/encode
 
 lint: $(STAMP) ## check style, formatting, types and the direction of imports
 	@$(BIN)/ruff check .
@@ -26,7 +32,7 @@ docs: $(STAMP) ## build the documentation into build/site; a warning is an error
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet && echo "build/site/index.html"
 
 clean: ## remove the environment and everything that was built
-	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-minimum build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # pip's output goes to a log that is shown only where the installation fails.

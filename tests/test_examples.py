@@ -145,12 +145,12 @@ def test_wanda_by_row_takes_the_same_share_of_every_row() -> None:
     sys.modules["minilm_example"] = module  # a dataclass looks its module up
     spec.loader.exec_module(module)
     torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Linear(8, 6)).eval()
+    layer = torch.nn.Linear(8, 6)
     inputs = torch.randn(50, 8) * torch.arange(1, 9)
-    problem = Problem(model, inputs, divergence="mse", holdout=0)
+    problem = Problem(torch.nn.Sequential(layer).eval(), inputs, divergence="mse", holdout=0)
     scores = module.WandaByRow()(problem, problem.eligible, 24)
     kept = problem.select(scores, problem.eligible, 24).reshape(6, 8)
-    wanted = model[0].weight.detach().abs() * inputs.square().mean(0).sqrt()
+    wanted = layer.weight.detach().abs() * inputs.square().mean(0).sqrt()
     assert torch.equal(kept, wanted >= wanted.sort(1).values[:, 4:5])
 
 

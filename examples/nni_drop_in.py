@@ -4,7 +4,6 @@ import warnings
 
 warnings.simplefilter("ignore")  # NNI is older than the torch it runs on
 
-import torch  # noqa: E402
 from nni.compression.pruning import L1NormPruner  # noqa: E402
 
 from de_plugin.adapters.nni import DEPruner, speedup  # noqa: E402
@@ -14,7 +13,6 @@ from de_plugin.zoo import accuracy, mnist, teacher  # noqa: E402
 def main() -> None:
     """Mask half of the channels both ways, remove them, and compare."""
     data = mnist()
-    torch.set_num_threads(2)
     config = [{"op_names": ["conv1", "conv2", "fc1"], "sparse_ratio": 0.5}]
     for name in ("l1 norm", "directed evolution"):
         model = teacher("lenet5", "mnist", epochs=2).eval()

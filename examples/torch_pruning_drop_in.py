@@ -1,6 +1,5 @@
 """Swap one line of a Torch-Pruning script: Directed Evolution instead of magnitude, on a trained LeNet-5."""
 
-import torch
 import torch_pruning as tp
 
 from de_plugin.adapters.torch_pruning import DEPruner
@@ -12,7 +11,6 @@ SAMPLES = 1000
 def main() -> None:
     """Halve the channels of every layer both ways, and compare."""
     data = mnist()
-    torch.set_num_threads(2)
     for name in ("magnitude", "directed evolution"):
         model = teacher("lenet5", "mnist", epochs=2).eval()
         example = data.train_inputs[:1]

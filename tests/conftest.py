@@ -1,4 +1,4 @@
-"""How processes share the tests (`pytest -n`), and how hypothesis draws: the same examples each time."""
+"""In what order processes share the tests, and what hypothesis draws: the same examples each time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,12 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-_FIRST = ("tests/test_snippets.py", "tests/test_docs.py")
+_FIRST = (
+    "tests/test_examples.py",
+    "tests/test_snippets.py",
+    "tests/test_docs.py",
+    "tests/encode/test_fuzz.py",
+)
 """Files that take long are begun early, so that no process waits for another at the end."""
 _MOST = 8
 """Processes; each loads torch."""
@@ -21,17 +26,12 @@ settings.load_profile("same")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Group tests, so that one process fetches real data and makes a module's fixtures."""
+    """Begin with the longest files."""
 
-    def when(item: pytest.Item) -> int:
-        if item.get_closest_marker("real_data") is not None:
-            return 0
-        return 1 if item.nodeid.startswith(_FIRST) else 2
+    def place(item: pytest.Item) -> int:
+        return next((n for n, name in enumerate(_FIRST) if item.nodeid.startswith(name)), len(_FIRST))
 
-    items.sort(key=when)
-    for item in items:
-        group = "real data" if when(item) == 0 else item.nodeid.split("::")[0]
-        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=place)
 
 
 @pytest.hookimpl(optionalhook=True)

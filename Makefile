@@ -14,12 +14,12 @@ demo: $(STAMP) ## prune a network on real data and show what it costs
 	@$(BIN)/python examples/demo.py
 
 test: $(STAMP) ## run all tests, in as many processes as WORKERS= says
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 minimum: ## run the engine's tests with the oldest versions it declares; downloads gigabytes
 	@$(PYTHON) -m venv .venv-minimum
 	@.venv-minimum/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-minimum.txt -e '.[test]'
-	@OMP_NUM_THREADS=1 .venv-minimum/bin/python -m pytest -n $(WORKERS) --dist loadfile -W ignore::DeprecationWarning \
+	@OMP_NUM_THREADS=1 .venv-minimum/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -W ignore::DeprecationWarning \
 		tests/assess tests/criteria tests/evolve tests/prune tests/quantize tests/encode
 
 lint: $(STAMP) ## check style, formatting, types and the direction of imports

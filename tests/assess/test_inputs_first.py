@@ -57,8 +57,8 @@ def test_units_are_those_of_a_linear_layer() -> None:
     ours, theirs = (ParameterUnits(model, "channel") for model in pair())
     assert [x.shape for x in ours.layers] == [x.shape for x in theirs.layers] == [(16, 10), (4, 16)]
     assert [x.bias_name for x in ours.layers] == ["0.bias", "2.bias"]
-    values = [units.reduce([v.abs() for v in units.values()]) for units in (ours, theirs)]
-    assert torch.allclose(*values)
+    mine, other = (units.reduce([v.abs() for v in units.values()]) for units in (ours, theirs))
+    assert torch.allclose(mine, other)
 
 
 @pytest.mark.parametrize("criterion", ["magnitude", "wanda", "taylor", "fisher", "obs"])

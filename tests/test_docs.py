@@ -36,7 +36,10 @@ UNTOLD = {"__version__", "MakeProblem", "codebooks"}
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if importlib.util.find_spec("mkdocs") is None:
-        pytest.skip("no mkdocs: pip install 'de_plugin[docs]'")
+        pytest.skip(
+            "the documentation is built by mkdocs, which the engine does without; `make test` installs it, "
+            "elsewhere: pip install 'de_plugin[docs]'"
+        )
     folder = tmp_path_factory.mktemp("docs") / "site"
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
     # Its theme announces a successor at every build.

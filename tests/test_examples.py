@@ -17,7 +17,8 @@ import torch
 from PIL import Image
 
 from de_plugin.assess.problem import Problem
-from tests.zoo.shared_data import published_encoder
+from de_plugin.zoo import minilm
+from tests.zoo.shared_data import published_weights
 from tests.zoo.test_darknet import SMALL
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -99,7 +100,7 @@ def test_two_processes_choose_what_one_chooses() -> None:
 @pytest.fixture
 def encoder() -> None:
     """Skips where the weights of MiniLM are not to be had, and puts them into the cache where they are."""
-    published_encoder()
+    published_weights("MiniLM", minilm)
 
 
 @pytest.mark.real_data

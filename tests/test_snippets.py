@@ -41,7 +41,10 @@ def test_the_readme_and_the_pages_have_blocks() -> None:
 @pytest.mark.parametrize("block", SNIPPETS, ids=str)
 def test_a_block_runs_when_it_is_pasted_alone(block: Block, tmp_path: Path) -> None:
     if block.missing:
-        pytest.skip(f"{block} needs an optional package: pip install 'de_plugin[{block.missing}]'")
+        pytest.skip(
+            f"{block} shows an optional package, which the engine does without; `make test` installs it, "
+            f"elsewhere: pip install 'de_plugin[{block.missing}]'"
+        )
     assert pasted(block, tmp_path) == ""
 
 

@@ -45,7 +45,10 @@ def found(path: str) -> tuple[Any, Any]:
         try:
             _, command, _ = command.resolve_command(context, [name])
         except MissingDependencyError as error:
-            pytest.skip(str(error))
+            pytest.skip(
+                f"{path} is of a host, an optional package that the command line does without; `make test` "
+                f"installs it, elsewhere: {error}"
+            )
         if hasattr(command, "commands"):
             context = command.make_context(name, [], parent=context, resilient_parsing=True)
     return command, context

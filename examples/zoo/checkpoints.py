@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
-from de_plugin.errors import DataError
+from de_plugin.errors import DataError, DEWarning
 
-from .cache import recall
+from .cache import recall, store
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -48,4 +50,29 @@ def load_checkpoint(model: ModelT, path: str | os.PathLike[str]) -> ModelT:
             "checkpoint of this architecture, or build the model that it was made with"
         )
     model.load_state_dict(tensors)
+    return model
+
+
+def cached_or_made(
+    model: ModelT, path: Path, make: Callable[[], Mapping[str, Tensor]], cache: bool, content: str
+) -> ModelT:
+    """Give a model its weights from the cache, or what is made for it, which then is kept there.
+
+    Args:
+        model: its state must have exactly the names and shapes of what it gets.
+        path: of the cached file; one that is damaged is told by a warning and replaced.
+        make: returns the state.
+        cache: whether the file is read and written.
+        content: what the file holds, for people.
+    """
+    if cache and path.exists():
+        try:
+            return load_checkpoint(model, path)
+        except DataError as error:
+            warnings.warn(
+                f"cached weights are damaged and are looked for elsewhere: {error}", DEWarning, stacklevel=3
+            )
+    model.load_state_dict(make())
+    if cache:
+        store(path, model.state_dict(), {"content": content})
     return model

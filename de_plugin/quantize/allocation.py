@@ -96,8 +96,11 @@ class Allocation:
         if self.goal.bits is not None:
             book = Uniform(bits=self.goal.bits)
             target = Trial("", applied(self.student, book, biases), 0).packed(self.student).bytes
-        fits = [t for t in self._near(uniform, target) if t.bytes <= target + _SLACK]
-        first = self._fitting(rates, np.zeros(rates.genes), 0.0, target, biases, "equal slope")
+        near = self._near(uniform, target)
+        fits = [t for t in near if t.bytes <= target + _SLACK]
+        beside = min(near, key=lambda t: abs(t.bytes - target), default=None)
+        size = None if beside is None else Scale.at(self.student, beside.quantization)
+        first = self._fitting(rates, np.zeros(rates.genes), 0.0, target, biases, "equal slope", size)
         found: list[Trial] = []
         if first is not None:
             found = self._at_size(rates, first, target, biases)
@@ -252,10 +255,23 @@ class Allocation:
         return self._gate(trials)
 
     def _fitting(
-        self, rates: Rates, genome: Genome, scale: float, target: float, biases: Quantization, name: str
+        self,
+        rates: Rates,
+        genome: Genome,
+        scale: float,
+        target: float,
+        biases: Quantization,
+        name: str,
+        size: Scale | None = None,
     ) -> Trial | None:
-        """Return a genome's levels at the smallest scale whose file, counted, fits; None where none does."""
-        first = rates.quantization(genome, scale, biases)
+        """Return a genome's levels at the smallest scale whose file, counted, fits; None where none does.
+
+        With `size` the first count is of a scale that it lets expect to fit.
+        """
+        expected = None if size is None else rates.at_bytes(genome, target, size, biases, scale)
+        if expected is not None:
+            scale = expected[1]
+        first = rates.quantization(genome, scale, biases) if expected is None else expected[0]
         return self._shrunk(rates, Trial(name, first, 0, genome=genome, scale=scale), target, biases)
 
     def _shrunk(self, rates: Rates, trial: Trial, target: float, biases: Quantization) -> Trial | None:

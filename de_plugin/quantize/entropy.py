@@ -100,15 +100,20 @@ class EntropyConstrained(Scalar):
         values, group = survivors.values, survivors.group
         near = np.clip(np.rint(values / steps[group]), -limit, limit).astype(np.int64)
         towards = near - np.sign(near)
-        choices = np.stack([near, towards, np.zeros_like(near)])
         at = group * table.shape[1] + limit
         price = self.price * float(np.mean(steps[group] ** 2)) if len(values) else 0.0
+        importance, flat = survivors.importance, table.reshape(-1)
+        to_zero = importance * values**2
         symbols = near
         for _ in range(self.rounds):
-            bits = self._bits(symbols, limit, survivors.total)
-            error = survivors.importance * (values - table.reshape(-1)[at + choices]) ** 2
-            chosen = np.argmin(error + price * bits[limit + choices], axis=0)
-            before, symbols = symbols, np.take_along_axis(choices, chosen[None], 0)[0]
+            bits = price * self._bits(symbols, limit, survivors.total)
+            before, symbols = symbols, near
+            least = importance * (values - flat[at + near]) ** 2 + bits[limit + near]
+            cost = importance * (values - flat[at + towards]) ** 2 + bits[limit + towards]
+            better = cost < least
+            symbols = np.where(better, towards, symbols)
+            zeroed = to_zero + bits[limit] < np.where(better, cost, least)
+            symbols = np.where(zeroed, 0, symbols)
             if self.centroids:
                 _move(table, survivors, at + symbols)
                 table[:, limit] = 0.0

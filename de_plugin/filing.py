@@ -15,6 +15,12 @@ from de_plugin.errors import ArgumentError, FileError
 from de_plugin.loading import Tell, check_apart, first_alone, found_zoos, load_model, loaded, zoo_of
 from de_plugin.pipeline import compress as run
 
+MaxBytes = Annotated[
+    int | None,
+    typer.Option(help="Refuse a file whose tensors need more memory; default: by the file's size."),
+]
+"""The bound that keeps a damaged file from taking all memory."""
+
 _VALIDATION = 0.1
 _SEED = 0xDE
 
@@ -118,6 +124,9 @@ def add(app: typer.Typer, rank: int) -> None:
                     "recovery": retrain or None,
                     "rounding": rounding,
                     "biases": biases or "exact",
+                    "progress": lambda p: tell(
+                        f"quantize: {p.bytes:,.0f} bytes divergence {p.divergence:.4g} ({p.name})"
+                    ),
                 },
                 progress=lambda stage: tell(f"{stage.name} at sparsity {stage.sparsity:.1%}"),
                 include=include or (),
@@ -156,6 +165,7 @@ def add(app: typer.Typer, rank: int) -> None:
         data: Annotated[
             str, typer.Option(help="Measure the model's accuracy on it.", autocompletion=terminal.DATA)
         ] = "",
+        max_bytes: MaxBytes = None,
         as_json: terminal.Json = False,
     ) -> None:
         """Read a compressed network, bit for bit as it was written.
@@ -166,7 +176,7 @@ def add(app: typer.Typer, rank: int) -> None:
         kept = "nothing is changed" if output is None else f"{output} is as it was"
         with terminal.interruptible(lambda: kept), terminal.working("reading", as_json=as_json) as tell:
             tell(f"reading {file}")
-            state = encode.load(file)
+            state = encode.load(file, max_bytes=max_bytes)
             result: dict[str, Any] = {
                 "tensors": len(state),
                 "numbers": sum(x.numel() for x in state.values()),
@@ -174,13 +184,13 @@ def add(app: typer.Typer, rank: int) -> None:
             }
             if model:
                 network, _, test = _fitting(model, data or "mnist", tell)
-                encode.load(file, into=network)
+                encode.load(file, into=network, max_bytes=max_bytes)
                 if data and test is not None:
                     tell("measuring")
                     result["accuracy"] = zoo_of(found_zoos()).accuracy(network, *test)
         if output is not None:
             with terminal.working(f"writing {output}", as_json=as_json):
-                encode.to_dense(file, output)
+                encode.to_dense(file, output, max_bytes=max_bytes)
         if as_json:
             typer.echo(terminal.document(result))
             return
@@ -191,6 +201,7 @@ def add(app: typer.Typer, rank: int) -> None:
     @app.command()
     def inspect(
         file: Annotated[Path, typer.Argument(help="A compressed network.")],
+        max_bytes: MaxBytes = None,
         as_json: terminal.Json = False,
     ) -> None:
         """Tell what is in a compressed network: shape, sparsity, bits, bytes and ratio of each layer.
@@ -201,7 +212,7 @@ def add(app: typer.Typer, rank: int) -> None:
             terminal.interruptible(lambda: f"{file} is as it was"),
             terminal.working(f"reading {file}", as_json=as_json),
         ):
-            info = encode.inspect(file)
+            info = encode.inspect(file, max_bytes=max_bytes)
         typer.echo(terminal.document(info.to_dict()) if as_json else str(info))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -25,6 +26,7 @@ from de_plugin.quantize.trial import Trial, applied, best
 from de_plugin.quantize.uniform import Uniform
 
 _SMALLER = 0.88  # the next file size that is tried after a recovery
+_A_LITTLE = 0.97  # the same after levels were refined
 _OCTAVES = 6  # the common step is looked for this far from the first guess
 _CLOSE = 0.04  # octaves
 _SLACK = 12  # bytes by which a size may be off before the file is packed
@@ -48,6 +50,7 @@ class Allocation:
         budget: of the search.
         started: when, a `time.monotonic` reading.
         whole: the metric of the teacher, where there is one.
+        tell: called with each of `met`, and with the best of each generation.
         met: all trials that met the held-back data, in order.
         guess: of a trial's bytes.
     """
@@ -62,6 +65,7 @@ class Allocation:
     budget: Budget
     started: float
     whole: float | None
+    tell: Callable[[Trial], None] = lambda _: None
     met: list[Trial] = field(default_factory=list)
     guess: Scale = field(default_factory=lambda: Scale(0.0, {}))
 
@@ -98,8 +102,9 @@ class Allocation:
             target = Trial("", applied(self.student, book, biases), 0).packed(self.student).bytes
         near = self._near(uniform, target)
         fits = [t for t in near if t.bytes <= target + _SLACK]
-        beside = min(near, key=lambda t: abs(t.bytes - target), default=None)
-        size = None if beside is None else Scale.at(self.student, beside.quantization)
+        beside = min(near or uniform, key=lambda t: abs(t.bytes - target))
+        # where levels depend on each other, a count costs less than to look for a scale
+        size = Scale.at(self.student, beside.quantization) if rates.alone else None
         first = self._fitting(rates, np.zeros(rates.genes), 0.0, target, biases, "equal slope", size)
         found: list[Trial] = []
         if first is not None:
@@ -129,7 +134,7 @@ class Allocation:
     def _at_size(self, rates: Rates, start: Trial, target: float, biases: Quantization) -> list[Trial]:
         """Return gated trials of at most `target` bytes: evolved, refined and recovered."""
         rates = rates.at_costs(Scale.at(self.student, start.quantization))
-        proposals = evolved(rates, start, target, biases, self.rule, self.spent)
+        proposals = evolved(rates, start, target, biases, self.rule, self.spent, self.tell)
         exact = [start, *(self._shrunk(rates, t, target, biases) for t in proposals[1:])]
         final = self._gate([t for t in exact if t is not None])
         if self.levels is not None and rates.alone:
@@ -180,13 +185,15 @@ class Allocation:
             found = now if found is None or now.bytes <= found.bytes else found
             if self.spent():
                 break
-            proposals = evolved(rates, now, now.bytes, biases, self.rule, self.spent)
+            proposals = evolved(rates, now, now.bytes, biases, self.rule, self.spent, self.tell)
             top = best(self._gate(proposals))
             genome, scale = (now.genome, now.scale) if top.genome is None else (top.genome, top.scale)
         last = self._largest_step(rates, genome, scale, biases)
         candidates = [t for t in (found, last) if t is not None]
         if self.recoveries:
             candidates += self._recovered_smaller(rates, last, biases)
+        elif last is not None and rates.alone:
+            candidates += self._refined_smaller(rates, last, biases)
         if not candidates:
             finest = min(self.met, key=lambda t: t.divergence)
             raise TargetError(
@@ -229,6 +236,19 @@ class Allocation:
                 return result
             result.append(min(fine, key=lambda t: t.bytes))
             target, scale = _SMALLER * result[-1].bytes, result[-1].scale
+
+    def _refined_smaller(self, rates: Rates, start: Trial, biases: Quantization) -> list[Trial]:
+        """Return accepted trials of ever smaller files, all levels refined, up to the first that fails."""
+        result: list[Trial] = []
+        trial: Trial | None = start
+        while self.levels is not None and trial is not None and trial.genome is not None and not self.spent():
+            fine = [t for t in self._gate(self._refined(trial, trial.bytes)) if self._accepts(t)]
+            if not fine:
+                break
+            result += fine
+            smaller = _A_LITTLE * trial.bytes
+            trial = self._fitting(rates, trial.genome, trial.scale, smaller, biases, "refined")
+        return result
 
     def _accepts(self, trial: Trial) -> bool:
         if self.goal.max_divergence is not None:
@@ -303,6 +323,8 @@ class Allocation:
         if labels > 0:
             found = [replace(t, value=(1 - labels) * t.divergence + labels * self._entropy(t)) for t in found]
         self.met += found
+        for trial in found:
+            self.tell(trial)
         return found
 
     def _entropy(self, trial: Trial) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -51,6 +52,7 @@ def quantize(
     search: RateSearch | None = None,
     levels: LevelSearch | None = LevelSearch(),  # noqa: B008
     budget: Budget | None = None,
+    progress: Callable[[Point], None] | None = None,
     include: Sequence[Pattern] = (),
     exclude: Sequence[Pattern] = (),
     divergence: str | Divergence | Callable[[Any, Any], Any] = "kl",
@@ -85,9 +87,11 @@ def quantize(
         recovery: after levels are chosen: None, "bias", "batchnorm", "levels", "straight-through",
             "distill", objects such as ``Distillation(steps=2000, labels=0.5)``, or a list of these.
         search: how long rates evolve.
-        levels: how long the levels of each layer evolve after that, at a given size, where rounding is
-            "nearest"; None leaves it out.
+        levels: what is tried for each layer after that at the same bytes, and how long it evolves, where
+            rounding is "nearest"; under a bound on divergence or loss, where there is no `recovery`; None
+            leaves it out.
         budget: bound on evaluations or seconds of the search.
+        progress: called with each alternative that met held-back data, and with the best of each generation.
         include: name patterns and module types to quantize; default all prunable weights.
         exclude: name patterns and module types to leave exact.
         divergence: "kl", "js", "mse", "cosine", or a callable on (student outputs, teacher outputs).
@@ -139,8 +143,9 @@ def quantize(
         whole = None if metric is None else _checked(metric, network if teacher is None else teacher)
         bake(network, problem.units.masks(problem.kept.to(problem.device)))
         student = Student(problem, weighting, biases)
+        tell = partial(_tell, progress or (lambda _: None))
         search_ = Allocation(
-            student, goal, books, steps, search or RateSearch(), levels, how, limit, started, whole
+            student, goal, books, steps, search or RateSearch(), levels, how, limit, started, whole, tell
         )
         start = student.divergence({}, problem.held_back)
         found = search_.run()
@@ -180,6 +185,14 @@ def _books(spec: Sequence[str | Codebook]) -> list[Codebook]:
     return [*uniform, *named, *(codebook(x) for x in spec if not isinstance(x, str))]
 
 
+def _point(trial: Trial) -> Point:
+    return Point(trial.name, trial.bytes, trial.divergence)
+
+
+def _tell(progress: Callable[[Point], None], trial: Trial) -> None:
+    progress(_point(trial))
+
+
 def _report(bits: Allocation, found: Trial, start: float) -> QuantizationReport:
     student = bits.student
     before = {part.name: int(part.kept.sum()) for part in student.parts}
@@ -201,7 +214,7 @@ def _report(bits: Allocation, found: Trial, start: float) -> QuantizationReport:
         divergence=found.divergence,
         start=start,
         loss=None if bits.goal.metric is None else bits.loss(found),
-        curve=tuple(Point(t.name, t.bytes, t.divergence) for t in bits.met),
+        curve=tuple(_point(t) for t in bits.met),
         evaluations=student.problem.evaluations,
         seconds=time.monotonic() - bits.started,
         advice="the budget ended the search early; a larger one would find better levels" if spent else "",

@@ -59,6 +59,7 @@ def evolved(
     biases: Quantization,
     rule: RateSearch,
     out_of_budget: Callable[[], bool],
+    tell: Callable[[Trial], None] = lambda _: None,
 ) -> list[Trial]:
     """Return what evolution proposes at no more than `target` bytes, the start among it.
 
@@ -69,6 +70,7 @@ def evolved(
         biases: quantized already.
         rule: how long.
         out_of_budget: asked between generations.
+        tell: called with the best of each.
 
     Returns:
         The start, the best of the last generation and the centre; not yet comparable, for each was
@@ -101,6 +103,7 @@ def evolved(
         first = generation[int(np.argmin(values))]
         if first is not None and np.isfinite(values.min()):
             winners.append(first)
+            tell(first)
             scale = first.scale
             if number % _RECOUNT == _RECOUNT - 1:
                 size = Scale.at(student, first.quantization)

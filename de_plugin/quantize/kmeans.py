@@ -1,4 +1,4 @@
-"""k-means codebooks: the levels of least weighted squared error, found exactly."""
+"""k-means codebooks: the levels of least weighted squared error, exact up to a few thousand survivors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ _POINTS = 4096
 @register("kmeans")
 @dataclass(frozen=True)
 class KMeans(Table):
-    """Cluster means of the survivors (Han et al., arXiv:1510.00149, sec. 3), zero apart; a global optimum."""
+    """Cluster means of the survivors (Han et al., arXiv:1510.00149, sec. 3), zero apart.
+
+    A global optimum of up to 4,096 survivors in a group, and of the bins of more of them.
+    """
 
     @property
     def name(self) -> str:

@@ -19,6 +19,7 @@ from de_plugin.quantize.evolve import seed_of_turn
 from de_plugin.quantize.student import Part, Student
 from de_plugin.quantize.survivors import Floats, Survivors, two_bytes
 from de_plugin.quantize.trial import Trial, best
+from de_plugin.quantize.uniform import Uniform
 
 Size = Callable[[Quantized], float]
 
@@ -39,7 +40,8 @@ class LevelSearch:
         generations: of genomes; 0 only tries the alternatives.
         population: genomes a generation, >= 4.
         samples: on which a generation is measured; fresh ones each time.
-        codebooks: names or objects of the alternatives; names at the most bits that fit.
+        codebooks: names or objects of the alternatives; names at the most bits that fit, for the whole
+            layer and, where a step says all, for each of its output channels as well.
 
     Raises:
         ArgumentError: a count is out of range.
@@ -84,7 +86,8 @@ def refined(student: Student, trial: Trial, part: Part, rule: LevelSearch, size:
     index = problem.draw(rule.samples)
     first = best([t.measured(student, index) for t in (trial, *others)])
     finalists = [trial, first] if first.name != trial.name else [trial]
-    finalists += _evolved(student, finalists[-1], part, rule, room, size)
+    whole = first if first.quantization[part.name].axis is None else trial  # levels of channels do not evolve
+    finalists += _evolved(student, whole, part, rule, room, size)
     gated = [t.measured(student, problem.held_back, repair=False) for t in finalists]
     return best(gated)
 
@@ -95,13 +98,21 @@ def alternatives(
     """Return what each codebook makes of a layer in at most `room` estimated bytes, and how it is called."""
     result = []
     for spec in rule.codebooks:
-        books = [codebook(spec, bits=n) for n in _BITS] if isinstance(spec, str) else [spec]
-        for book in books:
-            found = student.exact(part, book.fit(part.weight, part.kept, part.importance))
-            if size(found) <= room:
-                result.append((book.name, found))
-                break
+        books: list[list[Codebook]] = [[spec]] if not isinstance(spec, str) else []
+        if isinstance(spec, str):
+            axes = (None, 0) if isinstance(codebook(spec), Uniform) else (None,)
+            books = [[codebook(spec, bits=n, axis=axis) for n in _BITS] for axis in axes]
+        for each in books:
+            for book in each:
+                found = student.exact(part, book.fit(part.weight, part.kept, part.importance))
+                if size(found) <= room:
+                    result.append((f"{book.name}{_axis(book)}", found))
+                    break
     return result
+
+
+def _axis(book: Codebook) -> str:
+    return "" if getattr(book, "axis", None) is None else " by channel"
 
 
 def _with(trial: Trial, part: Part, quantized: Quantized, name: str) -> Trial:

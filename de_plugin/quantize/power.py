@@ -12,7 +12,7 @@ from de_plugin.quantize.scalar import Table
 from de_plugin.quantize.survivors import Floats, condensed
 
 _POINTS = 4096
-_LOWER = 3  # octaves below the largest value at which the largest level may lie
+_LOWER = 24  # octaves below the largest value at which the largest level may lie, for outliers' sake
 _EXPONENTS = (-120, 120)
 
 
@@ -30,7 +30,8 @@ class PowerOfTwo(Table):
         points, mass = condensed(values, importance, _POINTS)
         top = math.ceil(math.log2(float(np.abs(points).max())))
         best, least = np.zeros(0), math.inf
-        for largest in range(top, top - _LOWER - 1, -1):
+        lowest = max(math.floor(math.log2(float(np.abs(points).min()))), top - _LOWER)
+        for largest in range(top, lowest - 1, -1):
             exponents = np.arange(largest, largest - (self.count - 1) // 2, -1)
             positive = np.unique(2.0 ** np.clip(exponents, *_EXPONENTS))
             levels = np.concatenate([-positive[::-1], positive])

@@ -157,15 +157,18 @@ def two_bytes(levels: Tensor) -> Tensor:
 def condensed(values: Floats, importance: Floats, points: int) -> tuple[Floats, Floats]:
     """Return at most `points` weighted points that stand for many: ascending, empty bins left out.
 
-    Values are gathered in bins of equal width, each at its weighted mean: sums of squares between
-    points are exact, those within a bin are lost.
+    Values are gathered in bins, each at its weighted mean: sums of squares between points are exact, those
+    within a bin are lost. Half of the borders are at equal distances, half have as many values between
+    them, so that neither outliers nor a crowd share a wide bin.
     """
     if len(values) <= points:
         order = np.argsort(values, kind="stable")
         return values[order], importance[order]
-    low, high = float(values.min()), float(values.max())
-    scale = points / (high - low) if high > low else 0.0
-    bins = np.minimum(((values - low) * scale).astype(np.int64), points - 1)
+    half = points // 2
+    ranks = np.linspace(0, len(values) - 1, half + 1).astype(np.int64)[1:-1]
+    crowded = np.sort(values)[ranks]
+    borders = np.union1d(np.linspace(values.min(), values.max(), half + 1)[1:-1], crowded)
+    bins = np.searchsorted(borders, values, side="right")
     mass = np.bincount(bins, importance, points)
     moment = np.bincount(bins, importance * values, points)
     full = mass > 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -13,6 +14,7 @@ from de_plugin import compare
 from de_plugin.compare import Host, hosts
 from de_plugin.compare.hosts import GROUP, found
 from de_plugin.errors import ArgumentError, MissingDependencyError
+from de_plugin.quantize import RateSearch, quantize
 from tests.compare.small import BROKEN, ZEROING, data, network
 
 ROOT = Path(__file__).parents[2]
@@ -119,6 +121,26 @@ def test_the_engine_offers_levels_for_so_many_bits(monkeypatch: pytest.MonkeyPat
         assert coarse.density == 1.0
     assert rows["de", 3.0].bits < rows["de", 5.0].bits < 6
     assert rows["de", 3.0].evaluations >= 20
+
+
+@pytest.mark.parametrize(
+    ("budget", "generations", "refined"), [(20, 1, False), (300, 3, False), (2500, 10, True)]
+)
+def test_a_short_budget_makes_the_search_for_levels_short(
+    budget: int, generations: int, refined: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offered(monkeypatch)
+    asked: list[dict[str, Any]] = []
+
+    def noted(*given: Any, **options: Any) -> Any:
+        asked.append(options)
+        return quantize(*given, **{**options, "search": RateSearch(generations=0), "levels": None})
+
+    monkeypatch.setattr(sys.modules["de_plugin.compare.own"], "quantize", noted)
+    compare(network(), data(), task="bits", bits=(3,), methods=["de"], budget=budget, test=data(40, 1))
+    [options] = asked
+    assert options["search"].generations == generations
+    assert (options["levels"] is not None) == refined
 
 
 def test_levels_leave_zeros_and_what_is_excluded_alone(monkeypatch: pytest.MonkeyPatch) -> None:

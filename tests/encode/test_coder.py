@@ -13,8 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from de_plugin.encode import model
 from de_plugin.encode.coder import decode_symbols, encode_symbols
 from de_plugin.encode.fixed import CURVATURE, LIMIT, LOGARITHM, NAT, ONE, PROBABILITY, log_odds
+from de_plugin.encode.layouts import likely_layouts
 from de_plugin.encode.wavefront import Sheet, natural_layout
 from de_plugin.errors import ArgumentError, DEError
 
@@ -194,3 +196,16 @@ def test_no_step_is_so_long_that_its_sums_are_rounded(shape: tuple[int, ...]) ->
     down, across = layout.tiles()
     front = min(-(-layout.rows // down), -(-layout.columns // across)) * down * across
     assert front * (LIMIT + 128) * ONE < 2**53
+
+
+def test_the_channels_of_a_flattened_layer_are_found_where_that_saves_bytes() -> None:
+    rng = np.random.default_rng(0)
+    alive = np.repeat(rng.random((60, 10)) < 0.3, 16, axis=1)
+    symbols = np.asarray(rng.integers(-3, 4, (60, 160)) * alive, dtype=np.int32)
+    layout = natural_layout(symbols.shape)
+    [*_, likely] = likely_layouts(symbols.reshape(-1), layout)
+    assert likely.group % 16 == 0
+    data = encode_symbols(symbols)
+    assert data[0] & 1  # the head says that a layout follows
+    assert np.array_equal(back(symbols), symbols)
+    assert len(data) < 0.97 * len(model.write(symbols.reshape(-1), layout, 3))

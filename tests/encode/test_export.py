@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from de_plugin import compress
 from de_plugin.encode import export, load, save, to_dense, to_onnx, to_sparse_csr
 from de_plugin.errors import ArgumentError, FileError, MissingDependencyError, OutputError
 from tests.encode.networks import dense, same, state
@@ -89,6 +90,23 @@ def test_an_onnx_file_computes_what_the_model_does(tmp_path: Path) -> None:
     names = [given.name for given in session.get_inputs()]
     logits = session.run(None, {names[0]: images.numpy(), names[1]: shift.numpy()})[0]
     assert torch.allclose(torch.from_numpy(logits), model.eval()(images, shift)["logits"], atol=1e-5)
+
+
+@needs_onnx
+def test_a_compressed_file_becomes_onnx(tmp_path: Path) -> None:
+    import onnxruntime
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 6 * 6, 5)).eval()
+    images = torch.randn(64, 1, 8, 8)
+    place = tmp_path / "net.de.safetensors"
+    compress(model, images, place, 0.8, bits=3, pruning={"criterion": "magnitude"})
+    loaded = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 6 * 6, 5)).eval()
+    load(place, into=loaded)
+    to_onnx(loaded, (images[:3],), tmp_path / "net.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "net.onnx", providers=["CPUExecutionProvider"])
+    [logits] = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+    assert torch.allclose(torch.from_numpy(logits), model(images), atol=1e-5)
 
 
 class Branching(nn.Module):

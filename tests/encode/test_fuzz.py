@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from de_plugin.encode import Quantized, dumps, frame, loads, manifest
+from de_plugin.encode import Quantized, dumps, frame, inspect, load, loads, manifest
 from de_plugin.encode.container import Container
 from de_plugin.encode.frame import MemorySource
 from de_plugin.encode.varints import Reader, varint
@@ -178,6 +180,40 @@ def test_damage_that_the_checksums_miss_is_told_or_loads_something(mutation: Mut
         loaded += 1
         assert sum(tensor.nbytes for tensor in state.values()) <= 2 * MEMORY  # tied ones count twice
     assert loaded < MUTANTS
+
+
+class Holder(torch.nn.Module):
+    """A module whose state has the names and shapes of the file."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name, value in STATE.items():
+            owner, _, own = name.rpartition(".")
+            if owner and owner not in dict(self.named_children()):
+                self.add_module(owner, torch.nn.Module())
+            self.get_submodule(owner).register_buffer(own, torch.zeros_like(dense(value)))
+
+
+@pytest.mark.parametrize("mutation", [flip, flip_early, rewrite, change_manifest, change_both])
+def test_damage_leaves_a_model_as_it_was_and_inspecting_is_no_worse(
+    mutation: Mutation, tmp_path: Path
+) -> None:
+    chance = random.Random(mutation.__name__)
+    place, model = tmp_path / "damaged.de.safetensors", Holder()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    refused = 0
+    for _ in range(MUTANTS // 10):
+        place.write_bytes(mutation(chance))
+        with contextlib.suppress(DEError):
+            inspect(place, max_bytes=MEMORY)
+        try:
+            load(place, into=model, max_bytes=MEMORY)
+        except DEError:
+            refused += 1
+            assert all(same(value, before[name]) for name, value in model.state_dict().items())
+            continue
+        model.load_state_dict(before)
+    assert refused > 0
 
 
 def test_the_pieces_make_the_file() -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from de_plugin import Problem
 from de_plugin.encode import Quantized
 from de_plugin.errors import ArgumentError, DataError, GradientError
-from de_plugin.prune.recover import BiasCorrection, Distillation, LeastSquares
+from de_plugin.prune.recover import BatchNormMatching, BiasCorrection, Distillation, LeastSquares
 from de_plugin.quantize import (
     EntropyConstrained,
     LevelTraining,
@@ -137,11 +139,41 @@ def test_norms_are_trained_as_well() -> None:
         recovery=["batchnorm", "levels"],
     )
     plain = state(model)
+    assert [p.name for p in report.curve if p.name.endswith("+batchnorm+levels")]
     if report.winner.endswith("levels"):
         assert not torch.equal(before["1.weight"], plain["1.weight"])
     for name, value in report.state.items():
         stored: torch.Tensor = value.dequantize() if isinstance(value, Quantized) else value
         assert torch.equal(plain[name], stored)
+
+
+def test_batch_norms_match_what_the_layers_gave_before() -> None:
+    torch.manual_seed(0)
+    layers = [
+        nn.Linear(8, 32),
+        nn.BatchNorm1d(32),
+        nn.ReLU(),
+        nn.Linear(32, 32),
+        nn.BatchNorm1d(32),
+        nn.ReLU(),
+    ]
+    model = nn.Sequential(*layers, nn.Linear(32, 4))
+    x = torch.randn(400, 8)
+    y = (x @ torch.randn(8, 4)).argmax(1)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    for _ in range(60):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    student = Student(Problem(model.eval(), x, holdout=0.2))
+    rates = Rates.of(student)
+    coarse = Trial("coarse", rates.quantization(np.zeros(rates.genes), 3.0, {}), 0, np.zeros(rates.genes))
+    step = Around(BatchNormMatching())
+    step.prepare(student)
+    _, found = step(rates, coarse)
+    assert set(found.rest) >= {"1.running_mean", "1.running_var", "4.running_mean", "4.running_var"}
+    before, after = (t.measured(student, student.problem.held_back).divergence for t in (coarse, found))
+    assert after < 0.8 * before
 
 
 @pytest.mark.parametrize("labels", [0.0, 0.5])

@@ -27,15 +27,48 @@ def uniform(bits: int) -> tuple[float, float]:
     return student.bytes(found), student.divergence(found, asked.held_back)
 
 
-@pytest.mark.parametrize("bits", [3, 4])
-def test_never_worse_than_uniform_bits_at_equal_bytes(bits: int) -> None:
+@pytest.mark.parametrize(
+    ("bits", "rounding"), [*((n, "nearest") for n in range(2, 9)), (2, "compensated"), (4, "compensated")]
+)
+def test_never_worse_than_uniform_bits_at_equal_bytes(bits: int, rounding: str) -> None:
     size, divergence = uniform(bits)
-    report = quick(pruned(), bits=bits)
+    report = quick(pruned(), bits=bits, rounding=rounding)
     assert report.bytes <= size
     assert report.divergence <= divergence
     assert next(p for p in report.curve if p.name == f"uniform {bits}").divergence == pytest.approx(
         divergence
     )
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_never_worse_than_uniform_bits_in_a_real_file_of_that_size(bits: int, real_coder: None) -> None:
+    size, divergence = uniform(bits)
+    report = quick(pruned(), target_bytes=size, codebooks=("uniform",))
+    assert len(dumps(report.state, dtypes=report.dtypes)) == report.bytes <= size
+    assert report.divergence <= divergence
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "compensated"])
+def test_under_a_bound_no_file_of_uniform_bits_is_smaller(rounding: str) -> None:
+    sizes = [size for size, divergence in map(uniform, range(2, 9)) if divergence <= 0.15]
+    report = quick(pruned(), max_divergence=0.15, rounding=rounding, codebooks=("uniform",))
+    assert report.bytes <= min(sizes)
+
+
+def test_under_a_bound_refined_levels_take_part() -> None:
+    plain = quick(pruned(), max_divergence=0.15, levels=None)
+    report = quick(pruned(), max_divergence=0.15)
+    assert report.bytes <= plain.bytes
+    assert report.divergence <= 0.15
+    assert len(report.curve) > len(plain.curve)
+
+
+def test_progress_tells_what_the_curve_does_and_each_generation() -> None:
+    told: list[Any] = []
+    report = quick(pruned(), bits=3, progress=told.append)
+    kept = iter(told)
+    assert all(point in kept for point in report.curve)  # in order
+    assert [p.name for p in told if p.name.startswith("generation")][:2] == ["generation 1", "generation 2"]
 
 
 def test_target_bytes_count_the_whole_file(real_coder: None) -> None:

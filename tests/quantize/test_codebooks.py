@@ -89,6 +89,27 @@ def test_kmeans_is_never_worse(seed: int, name: str, bits: int) -> None:
     assert ours <= theirs + rounding + 2 * (theirs * rounding) ** 0.5
 
 
+@pytest.mark.parametrize("outlier", [3.0, 20.0, 100.0])
+def test_a_power_of_two_is_never_much_worse_than_a_step_for_an_outliers_sake(outlier: float) -> None:
+    weight, kept, importance = sample(400)
+    weight.view(-1)[int(kept.view(-1).nonzero()[0])] = outlier * float(weight.std())
+    found = [
+        error(weight, kept, importance, codebook(name, bits=2).fit(weight, kept, importance))
+        for name in ("power", "uniform")
+    ]
+    assert found[0] < 2 * found[1]
+
+
+@pytest.mark.parametrize(("outlier", "bits"), [(20.0, 8), (100.0, 8), (100.0, 4)])
+def test_kmeans_of_many_survivors_is_close_to_the_optimum(outlier: float, bits: int) -> None:
+    values = torch.randn(20_000, generator=torch.Generator().manual_seed(0)).double()
+    values[0] = outlier
+    found = KMeans(bits=bits)._levels(values.numpy(), np.ones(len(values)))
+    exact = np.array(kmeans1d.cluster(values.tolist(), 2**bits - 1).centroids)
+    points = np.sort(values.numpy())
+    assert _cost(points, np.ones(len(points)), found) < 1.03 * _cost(points, np.ones(len(points)), exact)
+
+
 @settings(deadline=None, max_examples=25)
 @given(st.lists(st.floats(-10, 10), min_size=1, max_size=40), st.integers(1, 12))
 def test_partition_equals_kmeans1d(points: list[float], clusters: int) -> None:

@@ -41,7 +41,9 @@ def test_alternatives_fit_and_have_as_many_bits_as_fit() -> None:
     part = student.parts[1]
     room = estimated(Uniform(bits=5).fit(part.weight, part.kept, part.importance))
     found = dict(alternatives(student, part, LevelSearch(), room))
-    assert list(found) == ["uniform", "affine", "power", "kmeans"]
+    single = ["uniform", "affine", "power", "kmeans"]
+    assert [name for name in found if not name.endswith(" by channel")] == single
+    assert [name for name, q in found.items() if q.axis == 0] == ["uniform by channel", "affine by channel"]
     assert all(estimated(q) <= room for q in found.values())
     assert estimated(found["uniform"]) == room
     assert alternatives(student, part, LevelSearch(), 1.0) == []

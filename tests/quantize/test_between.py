@@ -167,7 +167,7 @@ def test_batch_norms_match_what_the_layers_gave_before() -> None:
         optimizer.step()
     student = Student(Problem(model.eval(), x, holdout=0.2))
     rates = Rates.of(student)
-    coarse = Trial("coarse", rates.quantization(np.zeros(rates.genes), 3.0, {}), 0, np.zeros(rates.genes))
+    coarse = Trial("coarse", rates.quantization(np.zeros(rates.genes), 3.0, {}), 0)
     step = Around(BatchNormMatching())
     step.prepare(student)
     _, found = step(rates, coarse)

@@ -1,0 +1,85 @@
+"""The parts of the benchmark of files: shifted copies, the margin of errors, and rows of other settings."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+SCRIPT = Path(__file__).parents[1] / "examples" / "benchmarks" / "files.py"
+
+
+@pytest.fixture(scope="module")
+def files() -> Any:
+    spec = importlib.util.spec_from_file_location("files_benchmark", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_copies_are_shifted_by_every_distance_and_lose_nothing_but_the_border(files: Any) -> None:
+    images = torch.zeros(400, 1, 9, 11)
+    images[:, 0, 4, 5] = 1 + torch.arange(400)
+    moved = files.shifted(images, torch.Generator().manual_seed(0))
+    assert moved.shape == images.shape
+    assert torch.equal(moved.amax((1, 2, 3)), images.amax((1, 2, 3)))
+    places = {tuple(place) for place in (moved[:, 0] > 0).nonzero()[:, 1:].tolist()}
+    assert places == {(4 + down, 5 + right) for down in range(-2, 3) for right in range(-2, 3)}
+    again = files.shifted(images, torch.Generator().manual_seed(0))
+    assert torch.equal(moved, again)
+    assert float(files.shifted(images - 3, torch.Generator().manual_seed(0)).amin()) == -3  # the background
+
+
+class Fixed(nn.Module):
+    """Says what it is told to, whatever it sees."""
+
+    def __init__(self, said: torch.Tensor) -> None:
+        super().__init__()
+        self.said = said
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return F.one_hot(self.said[inputs[:, 0].long()], 3).float()
+
+
+def test_the_margin_is_half_a_standard_error_of_the_difference(files: Any) -> None:
+    labels, images = torch.zeros(3000, dtype=torch.long), torch.arange(3000.0)[:, None]
+    worse = labels.clone()
+    worse[:300] = 1
+    margin = files.Worse(Fixed(labels), images, labels)
+    assert margin(Fixed(labels)) == 0
+    spread = (0.1 * 0.9) ** 0.5 / 3000**0.5
+    assert margin(Fixed(worse)) == pytest.approx(100 * (0.1 + spread / 2), rel=1e-3)
+
+
+def test_steps_are_those_to_one_file(files: Any) -> None:
+    assert files.steps_of("lenet5", "post-training") == 0
+    assert files.steps_of("lenet300", "recovered") == 12 * 500 + 10_000 + 2 * 3000
+    assert files.steps_of("lenet5", "recovered") == 4 * 750 + files.steps_of("lenet300", "recovered")
+
+
+def test_rows_of_other_settings_are_refused(
+    files: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "files.json"
+    document = files.opened(place, 0.5, 1)
+    assert document["rows"] == []
+    kinds = [(network, recipe) for network in files.TARGETS for recipe in ("post-training", "recovered")]
+    assert len({files.settings(*kind) for kind in kinds}) == len(kinds)
+    told = {"network": "lenet5", "data": "mnist", "recipe": "recovered"}
+    document["rows"].append({**told, "settings": files.settings("lenet5", "recovered")})
+    place.write_text(json.dumps(document))
+    assert files.opened(place, 0.5, 1) == document
+    for points, threads in ((0.4, 1), (0.5, 2)):
+        with pytest.raises(SystemExit, match="give another file"):
+            files.opened(place, points, threads)
+    monkeypatch.setitem(files.CHANNELS, "lenet5", {"conv1": 0.5})
+    with pytest.raises(SystemExit, match="other settings of the recipe"):
+        files.opened(place, 0.5, 1)

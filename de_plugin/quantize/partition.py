@@ -15,7 +15,8 @@ def partition(points: Floats, mass: Floats, clusters: int) -> Floats:
     """Return the cluster means of least weighted squared error, ascending.
 
     Wang and Song (R Journal 3/2, 2011) with the divide and conquer of Grønlund et al. (arXiv:1701.07204,
-    sec. 2.2): O(clusters x n log n). The depths of the recursion are steps, all of a depth at once.
+    sec. 2.2): O(clusters x n log n). The depths of the recursion are steps, all of a depth at once. The
+    packaged solvers (kmeans1d, ckmeans) know no weights; the tests compare with the first where all are one.
 
     Args:
         points: (n,), ascending.

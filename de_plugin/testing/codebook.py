@@ -112,6 +112,7 @@ def _check_refusals(codebook: Codebook) -> None:
     who = f"codebook {codebook.name!r}"
     weight, kept = torch.ones(2, 3), torch.ones(2, 3, dtype=torch.bool)
     broken = [
+        ("an infinite weight", (torch.full_like(weight, float("inf")), kept, None)),
         ("a weight with NaN", (weight * float("nan"), kept, None)),
         ("a mask of another shape", (weight, kept[:1], None)),
         ("a mask of numbers", (weight, kept.int(), None)),

@@ -15,8 +15,9 @@ from torch.nn import functional as F
 SCRIPT = Path(__file__).parents[1] / "examples" / "benchmarks" / "files.py"
 
 
-@pytest.fixture(scope="module")
-def files() -> Any:
+@pytest.fixture
+def files(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(SCRIPT.parent)
     spec = importlib.util.spec_from_file_location("files_benchmark", SCRIPT)
     assert spec is not None
     assert spec.loader is not None
@@ -69,17 +70,17 @@ def test_rows_of_other_settings_are_refused(
     files: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = tmp_path / "files.json"
-    document = files.opened(place, 0.5, 1)
+    document = files.document_of(place, 0.5, 1)
     assert document["rows"] == []
     kinds = [(network, recipe) for network in files.TARGETS for recipe in ("post-training", "recovered")]
     assert len({files.settings(*kind) for kind in kinds}) == len(kinds)
     told = {"network": "lenet5", "data": "mnist", "recipe": "recovered"}
     document["rows"].append({**told, "settings": files.settings("lenet5", "recovered")})
     place.write_text(json.dumps(document))
-    assert files.opened(place, 0.5, 1) == document
+    assert files.document_of(place, 0.5, 1) == document
     for points, threads in ((0.4, 1), (0.5, 2)):
         with pytest.raises(SystemExit, match="give another file"):
-            files.opened(place, points, threads)
+            files.document_of(place, points, threads)
     monkeypatch.setitem(files.CHANNELS, "lenet5", {"conv1": 0.5})
     with pytest.raises(SystemExit, match="other settings of the recipe"):
-        files.opened(place, 0.5, 1)
+        files.document_of(place, 0.5, 1)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import lzma
-import platform
 import subprocess
 import sys
 import tempfile
@@ -26,9 +25,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from constriction import stream
+from rows import versions, write
 from torch import nn
 
-import de_plugin
 from de_plugin.encode.coder import decode_symbols, encode_symbols
 from de_plugin.zoo import darknet, teacher
 
@@ -200,12 +199,7 @@ def main() -> None:
                     }
                 )
                 print(rows[-1], flush=True)
-                versions = {
-                    "python": platform.python_version(),
-                    "numpy": np.__version__,
-                    "de_plugin": de_plugin.__version__,
-                }
-                options.json.write_text(json.dumps({"versions": versions, "rows": rows}, indent=1))
+                write(options.json, {"versions": versions({"numpy": np.__version__}), "rows": rows})
 
 
 if __name__ == "__main__":

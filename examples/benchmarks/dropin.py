@@ -13,8 +13,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import itertools
-import json
-import platform
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,8 +20,8 @@ from typing import Any
 
 import torch
 from dropin_networks import NETWORKS, OTHERS, QUANTIZED, SAMPLES, Case, case, size
+from rows import opened, versions, write
 
-import de_plugin
 from de_plugin import DirectedEvolution
 from de_plugin.zoo import DATA
 
@@ -70,7 +68,7 @@ def main() -> None:
                 rows[:] = [r for r in rows if r not in old]
                 rows.append({**key, **_measured(host, found, method, ratio, steps, seed)})
                 print(rows[-1], flush=True)
-                _write(options.json, document)
+                write(options.json, document)
 
 
 def _parsed() -> argparse.Namespace:
@@ -108,31 +106,17 @@ def _opened(options: argparse.Namespace, host: Any) -> dict[str, Any]:
     """Return what the file holds, or a new document.
 
     Raises:
-        SystemExit: the file belongs to another host.
+        SystemExit: the file belongs to another host, other versions or another criterion.
     """
-    versions = {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "de_plugin": de_plugin.__version__,
-        **host.VERSIONS,
-    }
     fresh = {
         "host": options.host,
-        "versions": versions,
+        "versions": versions(host.VERSIONS),
         "criterion": repr(DirectedEvolution.brief()),
         "intact": {},
         "rows": [],
     }
-    if not options.json.exists():
-        return fresh
-    old: dict[str, Any] = json.loads(options.json.read_text())
-    for name in ("host", "versions", "criterion"):
-        if old.get(name) != fresh[name]:
-            raise SystemExit(
-                f"--json {options.json}: its {name} is {old.get(name)}, here it is {fresh[name]}; rows of "
-                "both cannot be compared: give another file"
-            )
-    return old
+    document: dict[str, Any] = opened(options.json, fresh, ("host", "versions", "criterion"))
+    return document
 
 
 def _measured(
@@ -145,13 +129,6 @@ def _measured(
     except Exception as error:  # a host's method may raise anything, and the others shall still run
         return {"error": f"{type(error).__name__}: {error}"}
     return row
-
-
-def _write(path: Path, document: dict[str, Any]) -> None:
-    """Write the file whole or not at all."""
-    draft = path.with_name(f"{path.name}.part")
-    draft.write_text(json.dumps(document, indent=1))
-    draft.replace(path)
 
 
 if __name__ == "__main__":

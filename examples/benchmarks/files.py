@@ -18,8 +18,6 @@ import argparse
 import copy
 import hashlib
 import itertools
-import json
-import platform
 import tempfile
 import time
 from dataclasses import replace
@@ -27,12 +25,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rows import opened, versions, write
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import de_plugin
 from de_plugin import DirectedEvolution, Schedule, Swaps
-from de_plugin.encode.files import whole
 from de_plugin.prune.recover import Distillation
 from de_plugin.quantize import Compensated, RateSearch
 from de_plugin.zoo import DATA, Dataset, accuracy, teacher
@@ -252,37 +250,24 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    document = opened(given.json, given.points, given.threads)
+    document = document_of(given.json, given.points, given.threads)
     rows: list[dict[str, Any]] = document["rows"]
     for name, network, recipe in itertools.product(given.data, given.networks, given.recipes):
         if any((r["data"], r["network"], r["recipe"]) == (name, network, recipe) for r in rows):
             continue
         rows.append(row(network, DATA[name](), recipe, given.points))
         print(line(rows[-1]), flush=True)
-        with whole(given.json) as draft:
-            draft.write_text(json.dumps(document, indent=1))
+        write(given.json, document)
 
 
-def opened(path: Path, points: float, threads: int) -> dict[str, Any]:
+def document_of(path: Path, points: float, threads: int) -> dict[str, Any]:
     """Return what the file holds, or a new document.
 
     Raises:
         SystemExit: its rows were measured with other versions, threads or settings, or within another error.
     """
-    versions = {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "de_plugin": de_plugin.__version__,
-    }
-    fresh: dict[str, Any] = {"versions": versions, "points": points, "threads": threads, "rows": []}
-    if not path.exists():
-        return fresh
-    old: dict[str, Any] = json.loads(path.read_text())
-    for name in ("versions", "points", "threads"):
-        if old.get(name) != fresh[name]:
-            raise SystemExit(
-                f"--json {path}: its {name} is {old.get(name)}, here it is {fresh[name]}; give another file"
-            )
+    fresh: dict[str, Any] = {"versions": versions(), "points": points, "threads": threads, "rows": []}
+    old: dict[str, Any] = opened(path, fresh, ("versions", "points", "threads"))
     for row in old["rows"]:
         if row["settings"] != settings(row["network"], row["recipe"]):
             raise SystemExit(

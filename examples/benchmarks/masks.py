@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
-import platform
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from rows import versions, write
 
 import de_plugin
 from de_plugin import DirectedEvolution, Schedule, Swaps
@@ -114,15 +113,11 @@ def main() -> None:
                     "network": "MLPNet 784-40-20-10",
                     "dense_accuracy": accuracy(dense, data.test_inputs, data.test_labels),
                     "split": "calibration: 60,000 training images; accuracy: 10,000 test images",
-                    "versions": {
-                        "python": platform.python_version(),
-                        "torch": torch.__version__,
-                        "de_plugin": de_plugin.__version__,
-                    },
+                    "versions": versions(),
                     "threads": options.threads,
                     "rows": rows,
                 }
-                options.json.write_text(json.dumps(document, indent=1))
+                write(options.json, document)
 
 
 if __name__ == "__main__":

@@ -23,11 +23,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rows import versions, write
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from yolo_precision import average_precision
-from yolo_settings import check_apart, parsed, settings, versions
+from yolo_settings import check_apart, parsed, settings
 
 import de_plugin
 from de_plugin import Activation, Detector, DirectedEvolution, Head, Schedule, Swaps
@@ -337,8 +338,7 @@ def main() -> None:
                     f"{path}: belongs to other {', '.join(other)}; give another --json and --work"
                 )
     document = json.loads(options.json.read_text()) if options.json.exists() else fresh
-    with whole(options.work / "settings.json") as draft:
-        draft.write_text(json.dumps({**fresh, "rows": []}, indent=1))
+    write(options.work / "settings.json", {**fresh, "rows": []})
     run = Run(options)
     for stage, measure in stages(run):
         known = [row["stage"] for row in document["rows"]]
@@ -348,8 +348,7 @@ def main() -> None:
         document["rows"].append(row)
         rounded = {k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}
         print(rounded, flush=True)
-        with whole(options.json) as draft:
-            draft.write_text(json.dumps(document, indent=1))
+        write(options.json, document)
     if options.pictures is not None:
         pictures(run)
 

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import platform
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
-
-import de_plugin
 from de_plugin.zoo import photo_files
 
 STAGES = ("original", "magnitude", "magnitude reconstruct", "de reconstruct", "distilled", "file")
@@ -46,15 +42,6 @@ def _digest(path: Path) -> str:
 def _together(paths: Iterable[Path]) -> str:
     """Return one digest of what several files hold, in their order."""
     return hashlib.sha256("".join(map(_digest, paths)).encode()).hexdigest()[:16]
-
-
-def versions() -> dict[str, str]:
-    """Return what rows depend on."""
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "de_plugin": de_plugin.__version__,
-    }
 
 
 def settings(options: argparse.Namespace) -> dict[str, Any]:

@@ -12,6 +12,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from de_plugin.zoo import lenet5
+
 SCRIPT = Path(__file__).parents[1] / "examples" / "benchmarks" / "files.py"
 
 
@@ -60,10 +62,32 @@ def test_the_margin_is_half_a_standard_error_of_the_difference(files: Any) -> No
     assert margin(Fixed(worse)) == pytest.approx(100 * (0.1 + spread / 2), rel=1e-3)
 
 
+def test_what_is_cut_computes_the_same_and_a_file_tells_its_shapes(files: Any) -> None:
+    torch.manual_seed(0)
+    model = lenet5().eval()
+    with torch.no_grad():
+        for name, gone in (("conv1", 12), ("conv2", 30), ("fc1", 420)):
+            layer = model.get_submodule(name)
+            layer.get_parameter("weight")[:gone] = 0
+            layer.get_parameter("bias")[:gone] = 0
+    narrow = files.cut(model)
+    images = torch.randn(5, 1, 28, 28)
+    assert torch.allclose(narrow(images), model(images), atol=1e-6)
+    assert [tuple(p.shape) for p in narrow.parameters() if p.dim() > 1] == [
+        (8, 1, 5, 5),
+        (20, 8, 5, 5),
+        (80, 320),
+        (10, 80),
+    ]
+    again = files.shaped(model, narrow.state_dict())
+    again.load_state_dict(narrow.state_dict())
+    assert torch.equal(again(images), narrow(images))
+
+
 def test_steps_are_those_to_one_file(files: Any) -> None:
     assert files.steps_of("lenet5", "post-training") == 0
     assert files.steps_of("lenet300", "recovered") == 12 * 500 + 10_000 + 2 * 3000
-    assert files.steps_of("lenet5", "recovered") == 4 * 750 + files.steps_of("lenet300", "recovered")
+    assert files.steps_of("lenet5", "recovered") == 4 * 300 + 3000 + files.steps_of("lenet300", "recovered")
 
 
 def test_rows_of_other_settings_are_refused(

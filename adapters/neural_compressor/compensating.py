@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -59,6 +59,19 @@ class Compensating:
         self._rates = _Remembering.around(Rates.of(student), how)
         self._steps: dict[tuple[int, int], float] = {}
 
+    def prepare(self, asked: Mapping[str, Sequence[Choice]]) -> None:
+        """Find the steps of all that may be asked for, in one pass.
+
+        Args:
+            asked: by parameter name.
+        """
+        numbers = {part.name: n for n, part in enumerate(self._student.parts) if part.name in asked}
+        limits = {n: dict.fromkeys(_limit(choice) for choice in asked[name]) for name, n in numbers.items()}
+        new = {n: [x for x in mine if (n, x) not in self._steps] for n, mine in limits.items()}
+        new = {n: mine for n, mine in new.items() if mine}
+        if new:
+            self._steps |= self._rates.limited(new)
+
     def levels(self, asked: Mapping[str, Choice]) -> dict[str, Quantized]:
         """Return the levels of some weights by parameter name, all others without levels, and of the biases.
 
@@ -66,14 +79,18 @@ class Compensating:
             asked: by parameter name.
         """
         numbers = {part.name: n for n, part in enumerate(self._student.parts) if part.name in asked}
-        limits = {numbers[name]: 2 ** (choice.bits - 1) - 1 for name, choice in asked.items()}
-        new = {n: [limit] for n, limit in limits.items() if (n, limit) not in self._steps}
-        if new:
-            self._steps |= self._rates.limited(new)
-        rules = {n: self._rule(n, asked[name], limits[n]) for name, n in numbers.items()}
+        self.prepare({name: [choice] for name, choice in asked.items()})
+        rules = {n: self._rule(n, asked[name]) for name, n in numbers.items()}
         return self._rates.ruled(rules, self._student.quantized_biases())
 
-    def _rule(self, number: int, choice: Choice, limit: int) -> EntropyConstrained:
+    def _rule(self, number: int, choice: Choice) -> EntropyConstrained:
         price = choice.price * HIGH_RATE if choice.codebook == ENTROPY else 0.0
-        step = self._steps.get((number, limit))  # None: its inputs are no matrix, it is rounded alone
+        step = self._steps.get(
+            (number, _limit(choice))
+        )  # None: its inputs are no matrix, it is rounded alone
         return EntropyConstrained(bits=choice.bits, step=step, price=price)
+
+
+def _limit(choice: Choice) -> int:
+    """Return the largest symbol of so many bits."""
+    return int(2 ** (choice.bits - 1)) - 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -163,6 +163,11 @@ class Bench:
         if how is None or self.student is None:
             return None
         return Compensating(self.student, how)
+
+    def expect(self, asked: Mapping[str, Sequence[Choice]]) -> None:
+        """Prepare for all that may be asked of each weight, by parameter name."""
+        if self._compensating is not None:
+            self._compensating.prepare(asked)
 
     def alone(self, parts: Iterable[Part], choice: Choice) -> Levels:
         """Return the levels of some weights where all others have none."""

@@ -77,9 +77,11 @@ class Space:
         groups = _joined(bench)
         total = sum(p.weight.numel() for p in bench.parts) * max(map(len, asked.values()))
         self._kept = total <= _KEPT
+        allowed = [_common([asked[n] for n in layers]) for layers, _ in groups]
+        both = list(zip(groups, allowed, strict=True))
+        bench.expect({part.name: choices for (_, parts), choices in both for part in parts})
         self.groups = tuple(
-            Group(layers, parts, self._options(parts, _common([asked[n] for n in layers])))
-            for layers, parts in groups
+            Group(layers, parts, self._options(parts, choices)) for (layers, parts), choices in both
         )
 
     def _options(self, parts: tuple[Part, ...], choices: Sequence[Choice]) -> tuple[Option, ...]:

@@ -9,7 +9,7 @@ with zero among the levels and a rate). Then single levels change wherever error
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ _BLOCK = 32
 _LARGEST = 1 << 12  # symbols of a step that is far too small
 _CONFIDENCE = 2.0  # zeros' worth of doubt about the density of a row or column
 _EDGE = 1e-4
+_ROWS = 96  # of a layer, by which its step is looked for
 _STRIDE, _FAR = 0.25, 2.0  # octaves between two steps that are tried, and from the first at most
 
 
@@ -106,15 +107,18 @@ def compensated(
 def best_step(forms: Sequence[tuple[Quadratic, Tensor]], start: float, limit: int) -> float:
     """Return the step of least error near another, for a layer whose symbols are limited.
 
+    Rows are independent, and a step is one number: some rows of a large layer tell it.
+
     Args:
         forms: the cost of errors of the layer's rows, and which of their weights are not pruned.
         start: where the search begins, > 0.
         limit: the largest symbol.
     """
+    some = [_some(form, kept) for form, kept in forms]
 
     def error(octaves: float) -> float:
         step = start * 2.0**octaves
-        found = ((f, compensated(f, kept, step, 0.0, sweeps=0, limit=limit)) for f, kept in forms)
+        found = ((f, compensated(f, kept, step, 0.0, sweeps=0, limit=limit)) for f, kept in some)
         return float(sum(f.error(symbols.to(f.solution.device) * step) for f, symbols in found))
 
     best, least = 0.0, error(0.0)
@@ -125,6 +129,16 @@ def best_step(forms: Sequence[tuple[Quadratic, Tensor]], start: float, limit: in
         if best != begun:
             break
     return float(start * 2.0**best)
+
+
+def _some(form: Quadratic, kept: Tensor) -> tuple[Quadratic, Tensor]:
+    """Return the form of at most `_ROWS` rows, at equal distances."""
+    count = len(form.solution)
+    if count <= _ROWS:
+        return form, kept
+    rows = torch.arange(_ROWS, device=kept.device) * count // _ROWS
+    chosen = {name: getattr(form, name)[rows] for name in ("cross", "importance", "solution")}
+    return replace(form, **chosen), kept[rows]
 
 
 @dataclass(frozen=True)

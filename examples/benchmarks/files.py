@@ -5,11 +5,11 @@ copies of them that are shifted by up to two pixels. "post-training" takes no gr
 to count errors on the 10,000, which tell how small the file may become: it may err on `--points` percent more
 of them than the original, half a standard error included. Masks are chosen by measured divergence, survivors
 are updated in closed form, levels make good each other's errors. "recovered" prunes channels where `CHANNELS`
-says so and cuts them, then weights, trains between the cycles and after the levels, with labels, and fits a file of the
-size asked for; the 10,000 tell which state of a training is best. The error is that of the file as it is
-loaded, on the 10,000 test images. The numbers of the recipes were set by hand, with test errors of earlier
-ones in view; within a run nothing sees test images but the last line. Rows that the file has already are not
-measured again.
+says so and cuts them, then weights, trains between the cycles and after the levels, with labels, and fits a
+file of the size asked for; the 10,000 tell which state of a training is best. The error is that of the file
+as it is loaded, on the 10,000 test images. The numbers of the recipes were set by hand, with test errors of
+earlier ones in view; within a run nothing sees test images but the last line. Rows that the file has already
+are not measured again.
 """
 
 from __future__ import annotations

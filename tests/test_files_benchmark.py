@@ -94,17 +94,16 @@ def test_rows_of_other_settings_are_refused(
     files: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = tmp_path / "files.json"
-    document = files.document_of(place, 0.5, 1)
+    document = files.document_of(place, 1)
     assert document["rows"] == []
     kinds = [(network, recipe) for network in files.TARGETS for recipe in ("post-training", "recovered")]
-    assert len({files.settings(*kind) for kind in kinds}) == len(kinds)
+    assert len({files.settings(network, "mnist", recipe) for network, recipe in kinds}) == len(kinds)
     told = {"network": "lenet5", "data": "mnist", "recipe": "recovered"}
-    document["rows"].append({**told, "settings": files.settings("lenet5", "recovered")})
+    document["rows"].append({**told, "settings": files.settings("lenet5", "mnist", "recovered")})
     place.write_text(json.dumps(document))
-    assert files.document_of(place, 0.5, 1) == document
-    for points, threads in ((0.4, 1), (0.5, 2)):
-        with pytest.raises(SystemExit, match="give another file"):
-            files.document_of(place, points, threads)
+    assert files.document_of(place, 1) == document
+    with pytest.raises(SystemExit, match="its threads is 1, here it is 2; .* give another file"):
+        files.document_of(place, 2)
     monkeypatch.setitem(files.CHANNELS, "lenet5", {"conv1": 0.5})
     with pytest.raises(SystemExit, match="other settings of the recipe"):
-        files.document_of(place, 0.5, 1)
+        files.document_of(place, 1)

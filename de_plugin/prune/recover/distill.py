@@ -179,7 +179,7 @@ class Distillation:
                 loss = self._loss(problem, next(sources), teacher)
                 found = torch.autograd.grad(loss, live, allow_unused=True)
             for p, g in zip(trained, pull(found), strict=True):
-                p.grad = g
+                p.grad = None if g is None else _laid_out(g, p)
             optimizer.step()
             if (step + 1) % self.validate_every and step + 1 < self.steps:
                 continue
@@ -251,6 +251,17 @@ def _masks(problem: Problem, parameters: list[nn.Parameter]) -> list[Tensor | No
         partial = mask is not None and not bool(mask.all())
         result.append(mask.to(p.device).contiguous() if partial and mask is not None else None)
     return result
+
+
+def _laid_out(gradient: Tensor, parameter: Tensor) -> Tensor:
+    """Return the gradient in the parameter's own layout in memory.
+
+    A convolution of images with channels last has a gradient with channels last, whatever its weight is; the
+    fused Adam reads both as they lie in memory, and would give each weight another one's gradient.
+    """
+    if gradient.stride() == parameter.stride():
+        return gradient
+    return torch.empty_like(parameter).copy_(gradient)
 
 
 def _adam(parameters: list[nn.Parameter], lr: float, weight_decay: float) -> torch.optim.Adam:

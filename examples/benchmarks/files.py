@@ -61,7 +61,7 @@ TARGETS = {"lenet300": 8500, "lenet5": 2800}
 """Bytes of a recovered network's file."""
 
 POINTS = {("lenet300", "mnist"): 0.4}
-"""By how many percent a post-training file may err more on the images held back; 0.5 where nothing is said."""
+"""By how many percent a post-training file may err more on the images held back; 0.5 where none is given."""
 
 BRIEF = DirectedEvolution(population=12, generations=1, samples=1000, swaps=Swaps(rounds=0))
 """Where images take their time, and where training follows."""

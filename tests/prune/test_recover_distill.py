@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -191,3 +192,33 @@ def test_no_steps_no_change() -> None:
 def test_numbers_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ArgumentError, match=next(iter(wrong))):
         Distillation(**wrong)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_convolutions_learn_from_their_own_gradients_whatever_the_images_layout(channels: int) -> None:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(channels, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.ReLU(), nn.Flatten()]
+    teacher = nn.Sequential(*layers, nn.Linear(6 * 4 * 4, 5)).eval()
+    student = copy.deepcopy(teacher)
+    with torch.no_grad():
+        for p in student.parameters():
+            p.add_(0.3 * p.std() * torch.randn(p.shape))
+    images = torch.randn(80, channels, 8, 8).to(memory_format=torch.channels_last)
+    plain = copy.deepcopy(student)
+    problem = Problem(student, images, teacher=teacher, holdout=0.25)
+    rule = Distillation(steps=4, lr=1e-3, schedule="constant", validate_every=4, batch_size=60)
+    rule(problem)
+
+    seen = images[problem.search].contiguous()
+    optimizer = torch.optim.Adam(plain.parameters(), 1e-3, foreach=False, fused=False)
+    answers = teacher(seen).detach().log_softmax(1)
+    for _ in range(4):
+        optimizer.zero_grad()
+        loss = nn.functional.kl_div(
+            plain(seen).log_softmax(1), answers, reduction="batchmean", log_target=True
+        )
+        loss.backward()
+        optimizer.step()
+    assert not torch.equal(plain.get_parameter("0.weight"), teacher.get_parameter("0.weight"))
+    for ours, theirs in zip(student.parameters(), plain.parameters(), strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-6)

@@ -23,6 +23,21 @@ def script() -> Any:
     return module
 
 
+def test_every_measured_file_is_shown_as_it_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    spec = importlib.util.spec_from_file_location("files_table", BENCHMARKS / "files.py")
+    assert spec is not None
+    assert spec.loader is not None
+    files = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(files)
+    rows = json.loads((BENCHMARKS / "measured" / "files.json").read_text())["rows"]
+    text = (ROOT / "README.md").read_text()
+    assert len(rows) >= 3
+    for one in rows:
+        assert one["settings"] == files.settings(one["network"], one["data"], one["recipe"])
+        assert files.line(one) in text, files.line(one)
+
+
 def row(method: str, divergence: float, accuracy: float, macs: int = 100) -> dict[str, Any]:
     told = {"network": "lenet5", "data": "mnist", "ratio": 0.5, "steps": 1, "seed": 0, "method": method}
     return {**told, "divergence": divergence, "accuracy": accuracy, "macs": macs}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -13,19 +12,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from de_plugin.zoo import lenet5
+from tests.scripts import benchmark
 
-SCRIPT = Path(__file__).parents[1] / "examples" / "benchmarks" / "files.py"
 
-
-@pytest.fixture
-def files(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(SCRIPT.parent)
-    spec = importlib.util.spec_from_file_location("files_benchmark", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture(scope="module")
+def files() -> Any:
+    return benchmark("files")
 
 
 def test_copies_are_shifted_by_every_distance_and_lose_nothing_but_the_border(files: Any) -> None:

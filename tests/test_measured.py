@@ -2,34 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.scripts import BENCHMARKS, benchmark
+
 ROOT = Path(__file__).parents[1]
-BENCHMARKS = ROOT / "examples" / "benchmarks"
 SHOWN = {"dropin-torch-pruning.json": "README.md", "dropin-nni.json": "docs/benchmarks.md"}
 
 
-def script() -> Any:
-    spec = importlib.util.spec_from_file_location("dropin_table", BENCHMARKS / "dropin_table.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_every_measured_file_is_shown_as_it_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    spec = importlib.util.spec_from_file_location("files_table", BENCHMARKS / "files.py")
-    assert spec is not None
-    assert spec.loader is not None
-    files = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(files)
+def test_every_measured_file_is_shown_as_it_was_measured() -> None:
+    files = benchmark("files")
     rows = json.loads((BENCHMARKS / "measured" / "files.json").read_text())["rows"]
     text = (ROOT / "README.md").read_text()
     assert len(rows) >= 3
@@ -45,7 +31,7 @@ def row(method: str, divergence: float, accuracy: float, macs: int = 100) -> dic
 
 @pytest.mark.parametrize(("name", "page"), SHOWN.items())
 def test_every_measured_cell_is_shown_as_it_was_measured(name: str, page: str) -> None:
-    table = script()
+    table = benchmark("dropin_table")
     rows = json.loads((BENCHMARKS / "measured" / name).read_text())["rows"]
     text = (ROOT / page).read_text()
     lines = [table.line(key, some) for key, some in table.cells(rows).items()]
@@ -56,14 +42,14 @@ def test_every_measured_cell_is_shown_as_it_was_measured(name: str, page: str) -
 
 
 def test_what_is_better_is_bold_and_rows_of_another_size_do_not_count() -> None:
-    table = script()
+    table = benchmark("dropin_table")
     rows = [row("de", 0.1, 95.0), row("fpgm", 0.2, 96.0), row("bn scale", 0.0, 99.0, macs=200)]
     [(key, some)] = table.cells(rows).items()
     assert table.line(key, some) == "| LeNet-5, 50%, 1 step | **0.1** / 95.00 | 0.2 / **96.00** |  |"
 
 
 def test_single_weights_are_a_cell_of_their_own_and_errors_leave_no_line() -> None:
-    table = script()
+    table = benchmark("dropin_table")
     failed = {**row("fpgm", 0, 0), "error": "broken"}
     rows = [row("de", 0.1, 95.0), failed, row("de (weights)", 0.1, 95.0), row("level", 0.3, 90.0)]
     lines = [table.line(key, some) for key, some in table.cells(rows).items()]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -65,7 +65,7 @@ class Compensating:
         Args:
             asked: by parameter name.
         """
-        numbers = {part.name: n for n, part in enumerate(self._student.parts) if part.name in asked}
+        numbers = self._numbers(asked)
         limits = {n: dict.fromkeys(_limit(choice) for choice in asked[name]) for name, n in numbers.items()}
         new = {n: [x for x in mine if (n, x) not in self._steps] for n, mine in limits.items()}
         new = {n: mine for n, mine in new.items() if mine}
@@ -78,16 +78,17 @@ class Compensating:
         Args:
             asked: by parameter name.
         """
-        numbers = {part.name: n for n, part in enumerate(self._student.parts) if part.name in asked}
         self.prepare({name: [choice] for name, choice in asked.items()})
-        rules = {n: self._rule(n, asked[name]) for name, n in numbers.items()}
+        rules = {n: self._rule(n, asked[name]) for name, n in self._numbers(asked).items()}
         return self._rates.ruled(rules, self._student.quantized_biases())
+
+    def _numbers(self, names: Container[str]) -> dict[str, int]:
+        return {part.name: n for n, part in enumerate(self._student.parts) if part.name in names}
 
     def _rule(self, number: int, choice: Choice) -> EntropyConstrained:
         price = choice.price * HIGH_RATE if choice.codebook == ENTROPY else 0.0
-        step = self._steps.get(
-            (number, _limit(choice))
-        )  # None: its inputs are no matrix, it is rounded alone
+        # without a step its inputs are no matrix, and it is rounded alone
+        step = self._steps.get((number, _limit(choice)))
         return EntropyConstrained(bits=choice.bits, step=step, price=price)
 
 

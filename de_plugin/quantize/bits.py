@@ -143,7 +143,7 @@ def quantize(
         whole = None if metric is None else _checked(metric, network if teacher is None else teacher)
         bake(network, problem.units.masks(problem.kept.to(problem.device)))
         student = Student(problem, weighting, biases)
-        tell = partial(_tell, progress or (lambda _: None))
+        tell = partial(_tell, progress)
         search_ = Allocation(
             student, goal, books, steps, search or RateSearch(), levels, how, limit, started, whole, tell
         )
@@ -189,8 +189,9 @@ def _point(trial: Trial) -> Point:
     return Point(trial.name, trial.bytes, trial.divergence)
 
 
-def _tell(progress: Callable[[Point], None], trial: Trial) -> None:
-    progress(_point(trial))
+def _tell(progress: Callable[[Point], None] | None, trial: Trial) -> None:
+    if progress is not None:
+        progress(_point(trial))
 
 
 def _report(bits: Allocation, found: Trial, start: float) -> QuantizationReport:

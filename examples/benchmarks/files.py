@@ -216,7 +216,7 @@ def row(network: str, data: Dataset, recipe: str) -> dict[str, Any]:
         torch.cat([truths, labels.repeat(1 + COPIES)[rest]]),
     )
     samples = SAMPLES.get((network, recipe), len(batches[0]))
-    holdout = torch.arange(min(samples, len(batches[0]))) < len(first)
+    holdout = torch.arange(samples) < len(first)
     shared: dict[str, Any] = {"batch_size": 2048, "samples": samples, "holdout": holdout}
     student = copy.deepcopy(original)
     started = time.monotonic()
@@ -233,8 +233,9 @@ def row(network: str, data: Dataset, recipe: str) -> dict[str, Any]:
             student, batches, path, SPARSITIES[network, recipe], **goal, **shared, **options(network, recipe)
         )
         seconds = time.monotonic() - started
-        loaded = shaped(original, de_plugin.load(path))
-        de_plugin.load(path, into=loaded)
+        state = de_plugin.load(path)
+        loaded = shaped(original, state)
+        loaded.load_state_dict(state)
         size = path.stat().st_size
     weights = [x for x in found.file.layers if x.kind == "quantized" and len(x.shape) > 1]
     survivors = sum(x.nonzero for x in weights)

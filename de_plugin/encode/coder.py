@@ -6,6 +6,7 @@ zeros has no bytes at all.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -20,6 +21,7 @@ from de_plugin.encode.wavefront import FARTHEST, Layout, natural_layout
 from de_plugin.errors import ArgumentError, FileError
 
 _TRIAL = 200
+_ENOUGH = 1 << 17
 _SPECIAL = 4
 
 
@@ -43,12 +45,19 @@ def encode_symbols(symbols: Tensor | npt.NDArray[np.int32]) -> bytes:
     head = varint(largest << 1)
     others = likely_layouts(flat, layout)
     if others:
-        sizes = [len(model.write(flat, tried, largest, _TRIAL)) for tried in (layout, *others)]
+        rows = -(-_ENOUGH // layout.columns)
+        sizes = [_tried(flat[: rows * layout.columns], tried, largest) for tried in (layout, *others)]
         best = min(range(len(sizes)), key=sizes.__getitem__)
         if best and sizes[best] + _SPECIAL < sizes[0]:
             layout = others[best - 1]
             head = varint(largest << 1 | 1) + varint(layout.group) + varint(layout.line)
     return head + model.write(flat, layout, largest)
+
+
+def _tried(symbols: npt.NDArray[np.int32], layout: Layout, largest: int) -> int:
+    """Return about how many bytes the first rows of a matrix take in a layout."""
+    rows = len(symbols) // layout.columns
+    return len(model.write(symbols, dataclasses.replace(layout, rows=rows), largest, _TRIAL))
 
 
 def decode_symbols(data: bytes, shape: tuple[int, ...]) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -61,18 +61,30 @@ def save(
     return info
 
 
+def coded(value: Quantized) -> bytes:
+    """Return the stream of a quantized tensor's symbols."""
+    return encode_symbols(value.symbols)
+
+
 def dumps(
     state: Mapping[str, Tensor | Quantized],
     metadata: Mapping[str, str] = _NONE,
     *,
     dtypes: Mapping[str, torch.dtype] = _NONE,
+    stream: Callable[[Quantized], bytes] = coded,
 ) -> bytes:
     """Return the bytes of the file that `save` writes.
+
+    Args:
+        state: as in `save`.
+        metadata: as in `save`.
+        dtypes: as in `save`.
+        stream: returns what `coded` would; it may know it from before.
 
     Raises:
         ArgumentError: as `save`.
     """
-    return packed(state, metadata, dtypes=dtypes)[0]
+    return packed(state, metadata, dtypes=dtypes, stream=stream)[0]
 
 
 def packed(
@@ -80,8 +92,9 @@ def packed(
     metadata: Mapping[str, str] = _NONE,
     *,
     dtypes: Mapping[str, torch.dtype] = _NONE,
+    stream: Callable[[Quantized], bytes] = coded,
 ) -> tuple[bytes, Info]:
-    """Return the bytes of the file that `save` writes, and what it would return.
+    """Return the bytes of the file that `save` writes, and what it would return; arguments as in `dumps`.
 
     Raises:
         ArgumentError: as `save`.
@@ -102,13 +115,13 @@ def packed(
             layers.append(layers[same].tied(name))
             continue
         held = _held(value)
-        stream = encode_symbols(held) if isinstance(value, Quantized) else _exact(held)
+        data = stream(value) if isinstance(value, Quantized) else _exact(held)
         axis = value.axis if isinstance(value, Quantized) else None
-        entries.append(Entry(name, entry.dtype, entry.shape, len(stream), numbers.get(name), axis))
-        streams.append(stream)
+        entries.append(Entry(name, entry.dtype, entry.shape, len(data), numbers.get(name), axis))
+        streams.append(data)
         layers.append(describe(entries[-1], held))
-    data, parts = container.pack(metadata, entries, packed, streams)
-    return data, Info(tuple(layers), dict(metadata), len(data), parts)
+    file, parts = container.pack(metadata, entries, packed, streams)
+    return file, Info(tuple(layers), dict(metadata), len(file), parts)
 
 
 def _entry(name: str, value: Tensor | Quantized, dtype: torch.dtype) -> Entry:

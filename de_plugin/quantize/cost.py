@@ -10,8 +10,8 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from de_plugin.encode.coder import encode_symbols
 from de_plugin.encode.quantized import Quantized
+from de_plugin.encode.save import coded
 from de_plugin.encode.tables import pack
 
 T = TypeVar("T")
@@ -66,13 +66,17 @@ def table_bytes(quantized: Quantized) -> int:
     return len(pack(quantized.levels, quantized.lowest, quantized.axis is not None))
 
 
-def counted(quantized: Quantized) -> int:
-    """Return the bytes that the symbols and their table really take in a file; remembered for the object."""
-    known = _COUNTS.get(id(quantized))
+def stream(quantized: Quantized) -> bytes:
+    """Return the symbols as they stand in a file; remembered for the object."""
+    known = _STREAMS.get(id(quantized))
     if known is None or known[0]() is not quantized:
-        found = len(encode_symbols(quantized.symbols)) + table_bytes(quantized)
-        known = _remember(_COUNTS, quantized, found)
+        known = _remember(_STREAMS, quantized, coded(quantized))
     return known[1]
+
+
+def counted(quantized: Quantized) -> int:
+    """Return the bytes that the symbols and their table really take in a file."""
+    return len(stream(quantized)) + table_bytes(quantized)
 
 
 def _remember(
@@ -84,7 +88,7 @@ def _remember(
     return memory[number]
 
 
-_COUNTS: dict[int, tuple[weakref.ref[Quantized], int]] = {}
+_STREAMS: dict[int, tuple[weakref.ref[Quantized], bytes]] = {}
 _ESTIMATES: dict[int, tuple[weakref.ref[Quantized], Estimate]] = {}
 
 

@@ -16,7 +16,7 @@ from de_plugin.assess.problem import Problem
 from de_plugin.encode import dumps
 from de_plugin.encode.quantized import Quantized
 from de_plugin.errors import ArgumentError
-from de_plugin.quantize.cost import Estimate, counted
+from de_plugin.quantize.cost import Estimate, counted, stream
 from de_plugin.quantize.survivors import Survivors
 from de_plugin.quantize.uniform import Uniform
 from de_plugin.quantize.weighting import Weighting, importance
@@ -199,8 +199,9 @@ class Student:
         }
 
     def bytes(self, quantization: Quantization, rest: Mapping[str, Tensor] = _NOTHING) -> int:
-        """Return the size of the whole file."""
-        return len(dumps(self.state(quantization, rest), dtypes=self.dtypes(quantization)))
+        """Return the size of the whole file; no tensor is coded again that was coded before."""
+        state, dtypes = self.state(quantization, rest), self.dtypes(quantization)
+        return len(dumps(state, dtypes=dtypes, stream=stream))
 
     def size(self, quantization: Quantization, rest: Mapping[str, Tensor] = _NOTHING) -> int:
         """Return the size of the whole file up to a few bytes, without coding again what was coded before."""

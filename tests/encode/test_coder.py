@@ -209,3 +209,13 @@ def test_the_channels_of_a_flattened_layer_are_found_where_that_saves_bytes() ->
     assert data[0] & 1  # the head says that a layout follows
     assert np.array_equal(back(symbols), symbols)
     assert len(data) < 0.97 * len(model.write(symbols.reshape(-1), layout, 3))
+
+
+def test_the_channels_of_a_large_layer_are_found_by_its_first_rows() -> None:
+    rng = np.random.default_rng(0)
+    alive = np.repeat(rng.random((400, 50)) < 0.3, 16, axis=1)
+    symbols = np.asarray(rng.integers(-3, 4, (400, 800)) * alive, dtype=np.int32)
+    data = encode_symbols(symbols)
+    assert data[0] & 1
+    assert len(data) < 0.97 * len(model.write(symbols.reshape(-1), natural_layout(symbols.shape), 3))
+    assert np.array_equal(back(symbols), symbols)

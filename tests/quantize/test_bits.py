@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from de_plugin import Budget, Problem
 from de_plugin.encode import dumps, loads
@@ -38,6 +40,26 @@ def test_never_worse_than_uniform_bits_at_equal_bytes(bits: int, rounding: str) 
     assert next(p for p in report.curve if p.name == f"uniform {bits}").divergence == pytest.approx(
         divergence
     )
+
+
+def test_no_tensor_is_coded_again_that_was_coded_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    student = Student(problem())
+    save = sys.modules["de_plugin.encode.save"]
+    coded, code = [], save.encode_symbols
+
+    def noted(symbols: Tensor) -> bytes:
+        coded.append(symbols)
+        return bytes(code(symbols))
+
+    monkeypatch.setattr(save, "encode_symbols", noted)
+    levels = applied(student, Uniform(bits=3), student.quantized_biases())
+    size = student.size(levels)
+    assert student.bytes(levels) == size == len(dumps(student.state(levels)))
+    assert len(coded) == 2 * len(levels)  # once for both of the student's, once for dumps
+    first = next(iter(levels))
+    changed = {**levels, first: replace(levels[first], symbols=levels[first].symbols.roll(1, 0))}
+    assert student.bytes(changed) == len(dumps(student.state(changed)))
+    assert len(coded) == 3 * len(levels) + 1
 
 
 @pytest.mark.parametrize("bits", [2, 4])

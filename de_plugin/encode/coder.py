@@ -21,7 +21,7 @@ from de_plugin.encode.wavefront import FARTHEST, Layout, natural_layout
 from de_plugin.errors import ArgumentError, FileError
 
 _TRIAL = 200
-_ENOUGH = 1 << 17
+_ENOUGH, _ENOUGH_NONZEROS = 1 << 16, 1 << 14
 _SPECIAL = 4
 
 
@@ -45,8 +45,8 @@ def encode_symbols(symbols: Tensor | npt.NDArray[np.int32]) -> bytes:
     head = varint(largest << 1)
     others = likely_layouts(flat, layout)
     if others:
-        rows = -(-_ENOUGH // layout.columns)
-        sizes = [_tried(flat[: rows * layout.columns], tried, largest) for tried in (layout, *others)]
+        some = _first_rows(flat, layout)
+        sizes = [_tried(some, tried, largest) for tried in (layout, *others)]
         best = min(range(len(sizes)), key=sizes.__getitem__)
         if best and sizes[best] + _SPECIAL < sizes[0]:
             layout = others[best - 1]
@@ -54,8 +54,15 @@ def encode_symbols(symbols: Tensor | npt.NDArray[np.int32]) -> bytes:
     return head + model.write(flat, layout, largest)
 
 
+def _first_rows(symbols: npt.NDArray[np.int32], layout: Layout) -> npt.NDArray[np.int32]:
+    """Return the rows that are enough to choose a layout by."""
+    share = _ENOUGH_NONZEROS / max(int(np.count_nonzero(symbols)), 1)
+    enough = max(_ENOUGH, math.ceil(share * len(symbols)))
+    return symbols[: -(-enough // layout.columns) * layout.columns]
+
+
 def _tried(symbols: npt.NDArray[np.int32], layout: Layout, largest: int) -> int:
-    """Return about how many bytes the first rows of a matrix take in a layout."""
+    """Return about how many bytes some rows of a matrix take in a layout."""
     rows = len(symbols) // layout.columns
     return len(model.write(symbols, dataclasses.replace(layout, rows=rows), largest, _TRIAL))
 

@@ -55,3 +55,17 @@ def test_single_weights_are_a_cell_of_their_own_and_errors_leave_no_line() -> No
     lines = [table.line(key, some) for key, some in table.cells(rows).items()]
     assert lines[0] is None
     assert lines[1] == "| LeNet-5, 50%, weights, 1 step | **0.1** / **95.00** | 0.3 / 90.00 |  |"
+
+
+def test_levels_of_a_built_in_stand_beside_those_at_its_damage() -> None:
+    table = benchmark("dropin_table")
+    key = {"network": "vit", "data": "mnist", "seed": 0}
+    rows = [
+        {**key, "method": "rtn 4", "mean_bits": 5.1, "bytes": 4000, "divergence": 0.01, "loss": 0.5},
+        {**key, "method": "de at rtn 4", "mean_bits": 2.5, "bytes": 3000, "divergence": 0.02, "loss": 0.5},
+        {**key, "method": "awq", "error": "broken"},
+        {**key, "method": "de at awq", "error": "broken"},
+    ]
+    assert table.pairs(rows) == [
+        "| ViT, rtn 4 | 5.10 / **2.50** | 4,000 / **3,000** | **0.01** / 0.02 | 0.5000 / 0.5000 |"
+    ]

@@ -1,4 +1,4 @@
-"""Turn the rows of `dropin.py` into the README's table: a cell a line, what DE keeps and what others do."""
+"""Turn the rows of `dropin.py` into tables: a cell a line, what DE keeps or takes and what others do."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ NAMES = {
     "lenet300": "LeNet-300",
     "minilm": "MiniLM",
 }
+TAKEN = {"mean_bits": ".2f", "bytes": ",", "divergence": ".2g", "loss": ".4f"}
+"""What is small of a network with few levels, and how it is written."""
 _SAME = 0.01
 """Rows whose multiplications differ by more are of another size and don't count."""
 
@@ -59,6 +61,29 @@ def _comparable(row: Row, ours: Row) -> bool:
     return not known or abs(row["macs"] / ours["macs"] - 1) <= _SAME
 
 
+def pairs(rows: list[Row]) -> list[str]:
+    """Return a line for each built-in that quantizes and Directed Evolution at its damage, but for errors."""
+    found = {(r["network"], r["data"], r["seed"], r["method"]): r for r in rows if "error" not in r}
+    result = []
+    for (network, data, seed, method), theirs in found.items():
+        ours = found.get((network, data, seed, f"{OURS[0]} at {method}"))
+        if ours is None:
+            continue
+        parts = [NAMES.get(network, network), *([data] if data not in ("mnist", "sentences") else [])]
+        parts += [method, *([f"seed {seed}"] if seed else [])]
+        shown = [_both(theirs[k], ours[k], form) for k, form in TAKEN.items() if k in theirs]
+        result.append(f"| {', '.join(parts)} | {' | '.join(shown)} |")
+    return result
+
+
+def _both(theirs: float, ours: float, form: str) -> str:
+    """Return two numbers, the smaller one bold."""
+    texts = [f"{x:{form}}" for x in (theirs, ours)]
+    return " / ".join(
+        f"**{t}**" if a < b else t for t, a, b in zip(texts, (theirs, ours), (ours, theirs), strict=True)
+    )
+
+
 def _pair(rows: list[Row], rivals: list[Row]) -> str:
     """Return the least divergence and the best accuracy, bold where no rival's is as good."""
     divergence, accuracy = min(r["divergence"] for r in rows), max(r["accuracy"] for r in rows)
@@ -72,7 +97,18 @@ def main() -> None:
     """Print the table of one or more files."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("files", nargs="+", type=Path)
-    found = [cells(json.loads(path.read_text())["rows"]) for path in parser.parse_args().files]  # a host each
+    documents = [json.loads(path.read_text())["rows"] for path in parser.parse_args().files]
+    lines = [line for rows in documents for line in pairs(rows)]
+    if lines:
+        print(
+            "| network, built-in | bits a weight, DE | bytes, DE | divergence, DE | loss, DE |\n"
+            + 5 * "|---"
+            + "|"
+        )
+        print("\n".join(lines))
+    found = [cells([r for r in rows if "ratio" in r]) for rows in documents]  # a host each
+    if not any(found):
+        return
     print("| network, share, steps | DE | best built-in of each column | best corrected |\n|---|---|---|---|")
     for key, some in (item for part in found for item in part.items()):
         text = line(key, some)

@@ -28,11 +28,12 @@ from de_plugin.assess.fingerprint import fingerprint
 from de_plugin.assess.guard import Snapshot, check_counts
 from de_plugin.encode import dumps
 from de_plugin.errors import ArgumentError
-from de_plugin.quantize.cost import counted
+from de_plugin.quantize.cost import counted, estimated, stream
 
 Evaluate = Callable[[nn.Module], Any]
 
 _COUNTED = 1 << 16  # weights up to which the file of every trial is really made
+_EXPECTED = 1 << 22  # weights up to which the levels of every trial are really coded
 
 
 class Tuning(TypedDict, total=False):
@@ -105,6 +106,7 @@ class DETuner:
         self.trials: list[Trial] = []
         self._winner: tuple[Trial, Finished | None] | None = None
         self._fixed: int | None = None
+        self._ratios: dict[str, float] = {}
         self._space: Space | None = None
         self._proposals: Generator[Genome, Trial, None] | None = None
         self.pending: Genome | None = None
@@ -237,14 +239,22 @@ class DETuner:
         return Trial(choices, self.space.mean_bits(choices), size, score, loss, ok, seconds, error)
 
     def _bytes(self, finished: Finished) -> int:
-        """Return the bytes of the file; of large networks up to a few, with their rest coded once."""
+        """Return the bytes of the file.
+
+        Large networks: up to a few, their rest is coded once. Very large ones: about, their levels too are
+        coded once, in the first trial, and expected to take as much of an estimate in others.
+        """
         weights = sum(part.weight.numel() for part in self._bench.parts)
-        known = sum(counted(q) for q in finished.levels.values())
         if weights > _COUNTED and not finished.rest and self._fixed is not None:
-            return self._fixed + known
+            if weights <= _EXPECTED:
+                return self._fixed + sum(map(counted, finished.levels.values()))
+            found = (self._ratios.get(n, 1.0) * estimated(q) for n, q in finished.levels.items())
+            return round(self._fixed + sum(found))
         state, types = state_of(self._model, finished.levels)
-        size = len(dumps(state, dtypes=types))
-        self._fixed = size - known
+        size = len(dumps(state, dtypes=types, stream=stream))
+        known = {name: counted(q) for name, q in finished.levels.items()}
+        self._fixed = size - sum(known.values())
+        self._ratios = {n: known[n] / max(1.0, estimated(q)) for n, q in finished.levels.items()}
         return size
 
     # -- results ---------------------------------------------------------------------------------
@@ -272,7 +282,7 @@ class DETuner:
         model = copy.deepcopy(self._original)
         self._bench.write(finished, model)
         state, types = state_of(model, finished.levels)
-        exact = replace(trial, bytes=len(dumps(state, dtypes=types)))
+        exact = replace(trial, bytes=len(dumps(state, dtypes=types, stream=stream)))
         self.trials = [exact if t is trial else t for t in self.trials]
         trial, self._winner = exact, (exact, finished)
         config = config_of(trial.choices, self.settings)

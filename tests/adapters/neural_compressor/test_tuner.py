@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,22 @@ def test_the_cheapest_within_tolerance_is_returned(name: str, data: bool) -> Non
     assert len({key_of(t.choices) for t in found.trials}) == len(found.trials) <= 12
     again = quantize(copy.deepcopy(model), found.config)
     assert unchanged(again, values(found.model))
+
+
+def test_bytes_of_very_large_networks_are_expected_and_those_of_the_winner_counted(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    module = sys.modules[DETuner.__module__]
+    model, x = made("mlp")
+    monkeypatch.setattr(module, "_COUNTED", 1)
+    exact = tune(model, score(model, x), tolerable_loss=0.02, max_trials=6, batches=x)
+    monkeypatch.setattr(module, "_EXPECTED", 1)
+    found = tune(model, score(model, x), tolerable_loss=0.02, max_trials=6, batches=x)
+    counts = {key_of(t.choices): t.bytes for t in exact.trials}
+    both = [(t.bytes, counts[key_of(t.choices)]) for t in found.trials if key_of(t.choices) in counts]
+    assert len(both) >= 4
+    assert all(expected == pytest.approx(real, rel=0.05) for expected, real in both)
+    assert found.save(tmp_path / "net.de.safetensors").file_bytes == found.trial.bytes
 
 
 def test_mixed_bits_beat_the_same_bits_for_all() -> None:

@@ -3,7 +3,8 @@
 Every built-in has a row, and "de at ..." is Directed Evolution tuned to less damage: on training data that no
 method calibrates on, without labels, its divergence from the intact network is at most `_MARGIN` of the
 built-in's, so that its loss is not above it but for chance: rounding moves the loss of the intact network up
-or down. Loss, divergence and accuracy on the test data are looked at once a row, at its
+or down. Rows of one network share what was measured of its layers and in trials; their seconds are those of
+what was new. Loss, divergence and accuracy on the test data are looked at once a row, at its
 end.
 Mean bits are what the weights take that Directed Evolution quantizes, 32 for those that a built-in leaves
 alone: of a built-in its bits, 16 of scale a group, and 8 of zero point where it has one; of Directed
@@ -29,9 +30,10 @@ with warnings.catch_warnings():  # the host is older than the torch it runs on
     warnings.simplefilter("ignore")
     import neural_compressor
 
-    from de_plugin.adapters.neural_compressor import DEQuantConfig, Tuned, tune
+    from de_plugin.adapters.neural_compressor import DEQuantConfig, DETuner, Tuned
     from de_plugin.adapters.neural_compressor.builtin import quantized
     from de_plugin.adapters.neural_compressor.counting import coded, stored
+    from de_plugin.adapters.neural_compressor.trials import Tolerance
 
 from de_plugin.zoo import DATA, Dataset
 
@@ -128,9 +130,15 @@ def _layers(case: Case) -> list[str]:
 
 
 def _tuned(case: Case, method: str, seed: int) -> Tuned:
-    """Return the smallest file whose divergence is not above the built-in's."""
-    apart = _apart(case, seed)
+    """Return the smallest file whose divergence is far below the built-in's."""
+    apart, tuner = _apart(case, seed), _tuner(case, seed)
     bound = _MARGIN * apart(_built_in(case, method))
+    tuner.tolerance = Tolerance(bound, higher_is_better=False)  # absolute: the intact network's is zero
+    return tuner.run(apart)
+
+
+@functools.cache
+def _tuner(case: Case, seed: int) -> DETuner:
     given: dict[str, Any] = {
         "bits": [2, 3, 4, 5, 6],
         "divergence": case.divergence,
@@ -140,13 +148,4 @@ def _tuned(case: Case, method: str, seed: int) -> Tuned:
         "white_list": _layers(case),
     }
     config = DEQuantConfig(**{**given, **case.levels})
-    return tune(
-        case.model,
-        apart,
-        config,
-        tolerable_loss=bound,  # absolute: the intact network's is zero
-        max_trials=_TRIALS,
-        batches=case.inputs,
-        higher_is_better=False,
-        seed=seed,
-    )
+    return DETuner(case.model, config, max_trials=_TRIALS, batches=case.inputs, seed=seed)

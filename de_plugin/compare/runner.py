@@ -191,7 +191,7 @@ def measured(job: Job, case: Case, ruler: Ruler) -> Row:
                 layers=ruler.layers(model),
                 curve=pruned.curve,
             )
-    except Exception as error:  # a method may raise anything, and the others shall still run
+    except (Exception, SystemExit) as error:  # a method may raise anything, and the others shall still run
         reason = f"{type(error).__name__}: {error}".strip()
         return replace(row, seconds=time.monotonic() - started, error=reason)
     finally:

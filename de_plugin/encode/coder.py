@@ -1,7 +1,7 @@
 """Symbols of a quantized tensor to bytes and back, without loss.
 
-The bytes begin with the largest magnitude and the layout, then come the range coder's. A tensor of
-zeros has no bytes at all.
+The bytes begin with the largest magnitude and, where it is not the natural one, the layout; then come the
+range coder's. A tensor of zeros has no bytes at all.
 """
 
 from __future__ import annotations
@@ -23,6 +23,13 @@ from de_plugin.errors import ArgumentError, FileError
 _TRIAL = 200
 _ENOUGH, _ENOUGH_NONZEROS = 1 << 16, 1 << 14
 _SPECIAL = 4
+_MANY = 10_000
+"""Nonzeros times their density from which on there are fewer steps: .1 % more bytes in half the time.
+
+Not where columns belong together in another way than the shape suggests: they are torn apart too often.
+"""
+
+_HURRIED = 2 * FARTHEST  # added to the line in the head
 
 
 def encode_symbols(symbols: Tensor | npt.NDArray[np.int32]) -> bytes:
@@ -41,8 +48,7 @@ def encode_symbols(symbols: Tensor | npt.NDArray[np.int32]) -> bytes:
     largest = max(int(flat.max(initial=0)), -int(flat.min(initial=0)))
     if not largest:
         return b""
-    layout = natural_layout(array.shape)
-    head = varint(largest << 1)
+    natural = layout = natural_layout(array.shape)
     others = likely_layouts(flat, layout)
     if others:
         some = _first_rows(flat, layout)
@@ -50,8 +56,15 @@ def encode_symbols(symbols: Tensor | npt.NDArray[np.int32]) -> bytes:
         best = min(range(len(sizes)), key=sizes.__getitem__)
         if best and sizes[best] + _SPECIAL < sizes[0]:
             layout = others[best - 1]
-            head = varint(largest << 1 | 1) + varint(layout.group) + varint(layout.line)
-    return head + model.write(flat, layout, largest)
+    if layout is natural and int(np.count_nonzero(flat)) ** 2 >= _MANY * len(flat):
+        layout = dataclasses.replace(natural, hurried=True)
+    return _head(largest, layout, natural) + model.write(flat, layout, largest)
+
+
+def _head(largest: int, layout: Layout, natural: Layout) -> bytes:
+    if layout == natural:
+        return varint(largest << 1)
+    return varint(largest << 1 | 1) + varint(layout.group) + varint(layout.line + _HURRIED * layout.hurried)
 
 
 def _first_rows(symbols: npt.NDArray[np.int32], layout: Layout) -> npt.NDArray[np.int32]:
@@ -82,10 +95,12 @@ def decode_symbols(data: bytes, shape: tuple[int, ...]) -> Tensor:
     if not 0 < largest <= 1 << 31 or not count:
         raise FileError(f"a tensor of symbols is damaged: largest magnitude {largest} in {count} symbols")
     if special:
-        layout = Layout(layout.rows, layout.columns, reader.varint(), reader.varint())
+        group, (hurried, line) = reader.varint(), divmod(reader.varint(), _HURRIED)
+        layout = Layout(layout.rows, layout.columns, group, line, bool(hurried))
         if (
             not 1 <= layout.group <= layout.columns
             or layout.line >= layout.columns
+            or hurried > 1
             or max(layout.group, layout.line) > FARTHEST
         ):
             raise FileError(

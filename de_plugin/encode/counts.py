@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from de_plugin.encode.fixed import COUNT, ONE, Floats, Indices, log_odds
+from de_plugin.encode.fixed import COUNT, ONE, Floats, Indices, log_odds, log_odds_of_two
 
 Bits = npt.NDArray[np.int32]
 
@@ -19,8 +19,8 @@ class Counts:
     """
 
     def __init__(self, contexts: int, prior: float) -> None:
-        self.zeros = np.zeros(contexts)
-        self.ones = np.zeros(contexts)
+        self._flat = np.zeros(2 * contexts)
+        self.zeros, self.ones = self._flat[:contexts], self._flat[contexts:]
         self._prior = prior * COUNT
 
     def odds(self, contexts: Indices, probability: float) -> Floats:
@@ -46,21 +46,19 @@ class Counts:
         result: Floats = np.minimum(np.maximum(np.floor((probability + seen) * 0.5), 4), ONE - 4)
         return result
 
-    def learn(self, contexts: Indices, found: Indices) -> None:
+    def learn(self, contexts: Indices, bits: Bits) -> None:
         """Count one bit in each context given.
 
         Args:
             contexts: of all bits.
-            found: which of them were ones.
+            bits: these.
         """
         count = len(self.ones)
         if 8 * len(contexts) < count:
-            np.add.at(self.zeros, contexts, float(COUNT))
-            np.add.at(self.zeros, contexts[found], float(-COUNT))
-            np.add.at(self.ones, contexts[found], float(COUNT))
+            np.add.at(self._flat, bits * count + contexts, float(COUNT))
             return
         seen = np.bincount(contexts, minlength=count)
-        ones = np.bincount(contexts[found], minlength=count)
+        ones = np.bincount(contexts[np.flatnonzero(bits)], minlength=count)
         self.ones += ones * COUNT
         self.zeros += (seen - ones) * COUNT
 
@@ -79,7 +77,7 @@ class Tally:
 
     def odds(self) -> float:
         """Return the log odds of a one."""
-        return float(log_odds(np.array([self.ones]), np.array([self.zeros]))[0])
+        return log_odds_of_two(self.ones, self.zeros)
 
     def learn(self, bits: int, ones: int) -> None:
         """Count so many bits of which so many are ones; what lies far back is halved."""

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from de_plugin.encode.counts import Counts
-from de_plugin.encode.fixed import COUNT, NAT, ONE, Floats, Indices, log_odds
+from de_plugin.encode.fixed import COUNT, NAT, ONE, Floats, Indices, log_odds, log_odds_of_two
 from de_plugin.encode.mixing import Mixer
 from de_plugin.encode.nonzeros import Nonzeros
 from de_plugin.encode.ranges import BitCoder
@@ -53,7 +53,7 @@ class Magnitudes:
         self._top = int(level_of(np.array([largest - 1]))[0])
         self._rows = np.zeros((2, sheet.height * sheet.down))
         self._columns = np.zeros((2, sheet.width * sheet.across))
-        self._levels = np.full((2, _LEVELS), COUNT / 4)
+        self._ones, self._zeros = [COUNT / 4] * _LEVELS, [COUNT / 4] * _LEVELS
         self._near = Counts(_LEVELS * 16, 2.0)
         self._scaled = Counts(_LEVELS * 32, 2.0)
         self._rest = Counts(_LEVELS * (1 << _MODELLED), 1.0)
@@ -77,16 +77,14 @@ class Magnitudes:
         active = np.arange(len(found))
         for current in range(self._top):
             inputs = np.empty((6, len(active)))
-            ones, zeros = self._levels[1, current], self._levels[0, current]
-            probability = float(ones / (ones + zeros))
+            ones, zeros = self._ones[current], self._zeros[current]
+            probability = ones / (ones + zeros)
             contexts = current * 16 + near[active]
             scales = current * 32 + scale[active]
             inputs[0], inputs[1] = by_row[active], by_column[active]
             inputs[2] = self._near.odds(contexts, probability)
             inputs[3] = self._scaled.odds(scales, probability)
-            inputs[4] = log_odds(
-                self._levels[1, current : current + 1], self._levels[0, current : current + 1]
-            )
+            inputs[4] = log_odds_of_two(ones, zeros)
             inputs[5] = NAT
             bits = coder.code(
                 self._mixer.predict(inputs),
@@ -94,11 +92,11 @@ class Magnitudes:
             )
             self._mixer.learn(bits)
             more_of = np.flatnonzero(bits)
-            self._near.learn(contexts, more_of)
-            self._scaled.learn(scales, more_of)
+            self._near.learn(contexts, bits)
+            self._scaled.learn(scales, bits)
             more = len(more_of)
-            self._levels[1, current] += COUNT * more
-            self._levels[0, current] += COUNT * (len(bits) - more)
+            self._ones[current] += COUNT * more
+            self._zeros[current] += COUNT * (len(bits) - more)
             active = active[more_of]
             level[active] += 1
             if not len(active):
@@ -110,7 +108,7 @@ class Magnitudes:
 
     def _context(self, counts: Floats, index: Indices) -> Floats:
         """Return the log odds of "larger still" in a row or a column, over all levels."""
-        ones, zeros = float(self._levels[1].sum()), float(self._levels[0].sum())
+        ones, zeros = sum(self._ones), sum(self._zeros)
         one = 3.0 * COUNT * (ones / (ones + zeros))
         zero = 3.0 * COUNT - one
         return log_odds(counts[1, index] + one, counts[0, index] + zero)
@@ -128,7 +126,7 @@ class Magnitudes:
                 ones, zeros = self._rest.ones[contexts] + COUNT / 2, self._rest.zeros[contexts] + COUNT / 2
                 probability = np.minimum(np.maximum(np.floor(ones * ONE / (ones + zeros)), 4), ONE - 4)
                 read = coder.code(probability, bits)
-                self._rest.learn(contexts, np.flatnonzero(read))
+                self._rest.learn(contexts, read)
             else:
                 read = coder.code(np.full(len(open_), ONE / 2), bits)
             result[open_] |= read.astype(np.int64) << shift

@@ -47,6 +47,7 @@ class Mixer:
 
     def __init__(self, weights: Sequence[float], prior: float, every: int = 16) -> None:
         self._weights = np.array(weights, dtype=np.float64)
+        self._whole = np.rint(self._weights * _WEIGHT)
         self._matrix = np.eye(len(weights)) * prior
         self._gradient = np.zeros(len(weights))
         self._every = every
@@ -54,6 +55,7 @@ class Mixer:
         self._waiting = 0
         self._inputs: Floats = np.zeros((len(weights), 0))
         self.index: Indices = np.zeros(0, dtype=np.intp)
+        """Where the tables have the last predictions; what lies outside is read at their ends."""
         self.probability: Floats = np.zeros(0)
 
     def predict(self, inputs: Floats) -> Floats:
@@ -62,11 +64,12 @@ class Mixer:
         Args:
             inputs: whole log odds, ``(inputs, n)``; kept until `learn`.
         """
-        weights = np.rint(self._weights * _WEIGHT)
-        odds = (weights @ inputs) * (1 / _WEIGHT)
+        odds = self._whole.dot(inputs)
+        odds *= 1 / _WEIGHT
         self._inputs = inputs
-        self.index = np.minimum(np.maximum(odds, -LIMIT), LIMIT).astype(np.intp) + LIMIT
-        self.probability = PROBABILITY[self.index]
+        self.index = odds.astype(np.intp)
+        self.index += LIMIT
+        self.probability = PROBABILITY.take(self.index, mode="clip")
         return self.probability
 
     def learn(self, bits: Bits) -> None:
@@ -77,17 +80,24 @@ class Mixer:
         """
         inputs = self._inputs
         error = bits * ONE - self.probability
-        self._gradient += inputs @ error
-        stride = -(-len(bits) // _SAMPLE)
-        some = inputs[:, ::stride]
-        observed = np.floor(error[::stride] * (1 / 16384))
-        curvature = CURVATURE[self.index[::stride]] + observed * observed
-        self._matrix += ((some * curvature) @ some.T) * (stride / (2.0 * 65536 * NAT * NAT))
+        self._gradient += inputs.dot(error)
+        index, stride = self.index, 1
+        if len(bits) > _SAMPLE:
+            stride = -(-len(bits) // _SAMPLE)
+            inputs, error, index = inputs[:, ::stride], error[::stride], index[::stride]
+        curvature = error * (1 / 16384)
+        np.floor(curvature, out=curvature)
+        curvature *= curvature
+        curvature += CURVATURE.take(index, mode="clip")
+        added = (inputs * curvature).dot(inputs.T)
+        added *= stride / (2.0 * 65536 * NAT * NAT)
+        self._matrix += added
         self._seen += len(bits)
         self._waiting += len(bits)
         if self._waiting >= max(self._every, self._seen >> 6):
             step = solve(self._matrix, self._gradient * (1 / (ONE * NAT)))
             if np.isfinite(step).all():
                 self._weights = np.minimum(np.maximum(self._weights + step, -_LARGEST), _LARGEST)
+                self._whole = np.rint(self._weights * _WEIGHT)
             self._gradient[:] = 0
             self._waiting = 0

@@ -111,16 +111,15 @@ class Significance:
         inputs[place] = tally.odds()
         inputs[place + 1] = NAT
         predicted = self._mixer.predict(flat)
-        context += 16 * np.minimum(self._mixer.index // NAT, 23)
+        context += 16 * np.minimum(np.maximum(self._mixer.index, 0) // NAT, 23)
         bits = coder.code(self._refined.refine(context, predicted), known)
-        found = np.flatnonzero(bits)
         self._mixer.learn(bits)
-        self._refined.learn(context, found)
-        self._near.learn(near, found)
+        self._refined.learn(context, bits)
+        self._near.learn(near, bits)
         if far is not None:
-            self._far.learn(far, found)
+            self._far.learn(far, bits)
         if kernels is not None:
-            self._kernels.learn(kernels, found)
+            self._kernels.learn(kernels, bits)
         self._count(front, bits.reshape(shape))
         return bits
 

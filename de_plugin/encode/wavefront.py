@@ -20,6 +20,7 @@ Magnitudes = npt.NDArray[np.int16]
 
 _WORK = 1 << 27
 _FEWEST, _MOST, _LONGEST = 192, 512, 24576
+_HURRIED = 160
 _ROOM, _SPARE = 16, 1 << 20
 _FOLDED, _NARROW, _LONG = 4096, 8, 4096
 FARTHEST = 1024
@@ -35,12 +36,15 @@ class Layout:
         columns: what is left of the shape, flattened.
         group: columns that belong together: the positions of a kernel; 1 if there are none.
         line: the distance of columns that lie below each other in a kernel or an image; 0: none do.
+        hurried: whether steps are half as many, where there are many: what is learnt of so many nonzeros
+            is learnt soon enough.
     """
 
     rows: int
     columns: int
     group: int = 1
     line: int = 0
+    hurried: bool = False
 
     @property
     def distances(self) -> tuple[int, ...]:
@@ -56,6 +60,8 @@ class Layout:
         size = self.rows * self.columns
         margin = max(2, *self.distances, 2)
         most = steps or max(min(_WORK // max(size, 1), _MOST), _FEWEST, size // _LONGEST)
+        if self.hurried and not steps:
+            most = max(most // 2, min(most, _HURRIED))
         down = across = 1
         while True:
             height, width = -(-self.rows // down), -(-self.columns // across)

@@ -126,7 +126,7 @@ def _measured(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             row: dict[str, Any] = host.row(found, method, ratio, steps, seed)
-    except Exception as error:  # a host's method may raise anything, and the others shall still run
+    except (Exception, SystemExit) as error:  # a host's method may raise anything, and the others shall still run
         return {"error": f"{type(error).__name__}: {error}"}
     return row
 

@@ -109,6 +109,14 @@ def test_a_method_that_fails_is_a_row_that_says_why_and_hurts_no_other() -> None
     assert "broken, 50 %, seed 0: RuntimeError" in str(among)
 
 
+def test_a_method_that_wants_to_end_the_process_ends_itself_only() -> None:
+    def leaving(_: Case) -> Pruned:
+        sys.exit(-1)
+
+    rows = compared(methods=[Method("weights", "mine", "leaving", leaving), ZEROING]).rows
+    assert [(r.method, r.error) for r in rows] == [("leaving", "SystemExit: -1"), ("zeroing", None)]
+
+
 def test_outputs_that_are_not_finite_are_a_failure() -> None:
     def exploding(case: Case) -> Pruned:
         model = case.copy()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -15,7 +16,16 @@ from hypothesis.extra import numpy as hnp
 
 from de_plugin.encode import model
 from de_plugin.encode.coder import decode_symbols, encode_symbols
-from de_plugin.encode.fixed import CURVATURE, LIMIT, LOGARITHM, NAT, ONE, PROBABILITY, log_odds
+from de_plugin.encode.fixed import (
+    CURVATURE,
+    LIMIT,
+    LOGARITHM,
+    NAT,
+    ONE,
+    PROBABILITY,
+    log_odds,
+    log_odds_of_two,
+)
 from de_plugin.encode.layouts import likely_layouts
 from de_plugin.encode.wavefront import Sheet, natural_layout
 from de_plugin.errors import ArgumentError, DEError
@@ -219,3 +229,24 @@ def test_the_channels_of_a_large_layer_are_found_by_its_first_rows() -> None:
     assert data[0] & 1
     assert len(data) < 0.97 * len(model.write(symbols.reshape(-1), natural_layout(symbols.shape), 3))
     assert np.array_equal(back(symbols), symbols)
+
+
+@pytest.mark.parametrize("shape", [(256, 384), (128, 64, 3, 3), (40000,), (60, 80, 1, 20)])
+def test_dense_tensors_take_fewer_steps_and_hardly_more_bytes(shape: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(1)
+    rows = 1 + rng.random((shape[0], *[1] * (len(shape) - 1)))
+    dense = np.rint(rng.standard_normal(shape) * rows).astype(np.int32)
+    natural, largest = natural_layout(shape), int(np.abs(dense).max())
+    data, plain = encode_symbols(dense), model.write(dense.reshape(-1), natural, largest)
+    hurried = dataclasses.replace(natural, hurried=True)
+    assert Sheet(hurried, None).steps < 0.8 * Sheet(natural, None).steps
+    assert data[0] & 1  # the head says so
+    assert len(data) <= 1.004 * len(plain) + 4
+    assert np.array_equal(back(dense), dense)
+    thinned = dense * (rng.random(shape) < 0.1)
+    assert not encode_symbols(thinned.astype(np.int32))[0] & 1
+
+
+@given(st.floats(0, 2**40), st.floats(0, 2**40))
+def test_log_odds_of_a_pair_are_those_of_arrays(one: float, zero: float) -> None:
+    assert log_odds(np.array([one]), np.array([zero]))[0] == log_odds_of_two(one, zero)

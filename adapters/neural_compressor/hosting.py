@@ -14,6 +14,7 @@ from de_plugin.adapters.neural_compressor.config import DEQuantConfig
 from de_plugin.adapters.neural_compressor.saving import levels_of, state_of
 from de_plugin.adapters.neural_compressor.trials import scored
 from de_plugin.encode import dumps
+from de_plugin.quantize.cost import stream
 
 if TYPE_CHECKING:
     from de_plugin.adapters.neural_compressor.tuner import DETuner
@@ -74,7 +75,7 @@ class HostLoop:
             return 0.0
         choices = tuner.space.choices(tuner.pending)
         state, types = state_of(model, levels_of(model))
-        size = len(dumps(state, dtypes=types))
+        size = len(dumps(state, dtypes=types, stream=stream))
         score, error = float("nan"), None
         try:
             score = scored(eval_fn, model)

@@ -27,7 +27,8 @@ class Trial:
     Attributes:
         choices: the levels of each layer, by name.
         mean_bits: over the weights of these layers.
-        bytes: of the whole file; 0 where the trial failed before.
+        bytes: of the whole file; 0 where the trial failed before. Expected for networks of more than four
+            million weights, but counted for the cheapest.
         score: what the user's function gave; NaN where it failed.
         loss: how much worse than the baseline, see `Tolerance`; infinite where it failed.
         ok: whether that is within tolerance.

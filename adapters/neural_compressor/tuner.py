@@ -28,7 +28,7 @@ from de_plugin.assess.fingerprint import fingerprint
 from de_plugin.assess.guard import Snapshot, check_counts
 from de_plugin.encode import dumps
 from de_plugin.errors import ArgumentError
-from de_plugin.quantize.cost import counted, estimated, stream
+from de_plugin.quantize.cost import Scale, counted, stream
 
 Evaluate = Callable[[nn.Module], Any]
 
@@ -105,8 +105,7 @@ class DETuner:
             self._journal = Journal(checkpoint, self._identity())
         self.trials: list[Trial] = []
         self._winner: tuple[Trial, Finished | None] | None = None
-        self._fixed: int | None = None
-        self._ratios: dict[str, float] = {}
+        self._scale: Scale | None = None
         self._space: Space | None = None
         self._proposals: Generator[Genome, Trial, None] | None = None
         self.pending: Genome | None = None
@@ -241,20 +240,18 @@ class DETuner:
     def _bytes(self, finished: Finished) -> int:
         """Return the bytes of the file.
 
-        Large networks: up to a few, their rest is coded once. Very large ones: about, their levels too are
-        coded once, in the first trial, and expected to take as much of an estimate in others.
+        Where recovery has changed nothing else: of large networks up to a few, their rest is coded once; of
+        very large ones about, their levels too are coded once and expected in later trials.
         """
+        levels, scale = finished.levels, self._scale
         weights = sum(part.weight.numel() for part in self._bench.parts)
-        if weights > _COUNTED and not finished.rest and self._fixed is not None:
-            if weights <= _EXPECTED:
-                return self._fixed + sum(map(counted, finished.levels.values()))
-            found = (self._ratios.get(n, 1.0) * estimated(q) for n, q in finished.levels.items())
-            return round(self._fixed + sum(found))
-        state, types = state_of(self._model, finished.levels)
+        if weights > _COUNTED and not finished.rest and scale is not None:
+            return round(
+                scale.fixed + sum(map(counted, levels.values())) if weights <= _EXPECTED else scale(levels)
+            )
+        state, types = state_of(self._model, levels)
         size = len(dumps(state, dtypes=types, stream=stream))
-        known = {name: counted(q) for name, q in finished.levels.items()}
-        self._fixed = size - sum(known.values())
-        self._ratios = {n: known[n] / max(1.0, estimated(q)) for n, q in finished.levels.items()}
+        self._scale = Scale.of(size - sum(map(counted, levels.values())), levels)
         return size
 
     # -- results ---------------------------------------------------------------------------------

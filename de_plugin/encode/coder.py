@@ -29,7 +29,7 @@ _MANY = 10_000
 Not where columns belong together in another way than the shape suggests: they are torn apart too often.
 """
 
-_HURRIED = 2 * FARTHEST  # added to the line in the head
+_HURRIED_LINE = 2 * FARTHEST  # added to the line in the head
 
 
 def encode_symbols(symbols: Tensor | npt.NDArray[np.int32]) -> bytes:
@@ -64,7 +64,9 @@ def encode_symbols(symbols: Tensor | npt.NDArray[np.int32]) -> bytes:
 def _head(largest: int, layout: Layout, natural: Layout) -> bytes:
     if layout == natural:
         return varint(largest << 1)
-    return varint(largest << 1 | 1) + varint(layout.group) + varint(layout.line + _HURRIED * layout.hurried)
+    return (
+        varint(largest << 1 | 1) + varint(layout.group) + varint(layout.line + _HURRIED_LINE * layout.hurried)
+    )
 
 
 def _first_rows(symbols: npt.NDArray[np.int32], layout: Layout) -> npt.NDArray[np.int32]:
@@ -95,7 +97,7 @@ def decode_symbols(data: bytes, shape: tuple[int, ...]) -> Tensor:
     if not 0 < largest <= 1 << 31 or not count:
         raise FileError(f"a tensor of symbols is damaged: largest magnitude {largest} in {count} symbols")
     if special:
-        group, (hurried, line) = reader.varint(), divmod(reader.varint(), _HURRIED)
+        group, (hurried, line) = reader.varint(), divmod(reader.varint(), _HURRIED_LINE)
         layout = Layout(layout.rows, layout.columns, group, line, bool(hurried))
         if (
             not 1 <= layout.group <= layout.columns
@@ -105,7 +107,7 @@ def decode_symbols(data: bytes, shape: tuple[int, ...]) -> Tensor:
         ):
             raise FileError(
                 f"a tensor of symbols is damaged: groups of {layout.group} and lines of {layout.line} in "
-                f"{layout.columns} columns"
+                f"{layout.columns} columns, coded in way {hurried}"
             )
     flat = model.read(data[reader.position :], layout, largest)[:count]
     return torch.from_numpy(flat.reshape(shape))

@@ -48,18 +48,21 @@ _LOGARITHMS: list[float] = LOGARITHM.tolist()
 def log_odds(ones: Floats, zeros: Floats) -> Floats:
     """Return the log odds of two arrays of counts, in `COUNT` units; less than one unit is read as one.
 
-    Both counts of a pair are halved until the tables hold them.
+    Both counts of a pair are halved until the tables hold them. Counts are finite and not negative.
     """
     try:
-        result: Floats = LOGARITHM[ones.astype(np.intp)] - LOGARITHM[zeros.astype(np.intp)]
+        above, below = LOGARITHM[ones.astype(np.intp)], LOGARITHM[zeros.astype(np.intp)]
     except IndexError:
         halvings = np.minimum(_DIGITS - np.frexp(np.maximum(ones, zeros))[1], 0)
-        return log_odds(np.ldexp(ones, halvings), np.ldexp(zeros, halvings))
+        ones, zeros = np.ldexp(ones, halvings), np.ldexp(zeros, halvings)
+        above = LOGARITHM.take(ones.astype(np.intp), mode="clip")
+        below = LOGARITHM.take(zeros.astype(np.intp), mode="clip")
+    result: Floats = above - below
     return result
 
 
 def log_odds_of_two(one: float, zero: float) -> float:
-    """Return the log odds of a single pair of counts, as `log_odds` does."""
+    """Return the log odds of a single pair of counts, finite and not negative, as `log_odds` does."""
     while one >= _COUNTS or zero >= _COUNTS:
         one, zero = one / 2, zero / 2
     return _LOGARITHMS[int(one)] - _LOGARITHMS[int(zero)]

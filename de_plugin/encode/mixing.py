@@ -16,7 +16,8 @@ from de_plugin.encode.fixed import CURVATURE, LIMIT, NAT, ONE, PROBABILITY, Floa
 
 _WEIGHT = 65536
 _LARGEST = 16.0
-_SAMPLE = 2048
+_EXACT = 8192
+"""Bits whose curvature is summed exactly: each adds at most (12 x 256)^2 x 81920 to a sum below 2**53."""
 
 
 def solve(matrix: Floats, right: Floats) -> Floats:
@@ -76,22 +77,22 @@ class Mixer:
         """Take a step towards weights that would have predicted the bits better.
 
         The curvature is the mean of the expected and the observed Fisher information: where the
-        predictions are too sure, the expected one alone is far too small and the step far too long.
+        predictions are too sure, the expected one alone is far too small and the step far too long. All
+        bits count for it: a sample would miss rare inputs, which the gradient holds, and the weights run
+        away.
         """
         inputs = self._inputs
         error = bits * ONE - self.probability
         self._gradient += inputs.dot(error)
-        index, stride = self.index, 1
-        if len(bits) > _SAMPLE:
-            stride = -(-len(bits) // _SAMPLE)
-            inputs, error, index = inputs[:, ::stride], error[::stride], index[::stride]
         curvature = error * (1 / 16384)
         np.floor(curvature, out=curvature)
         curvature *= curvature
-        curvature += CURVATURE.take(index, mode="clip")
-        added = (inputs * curvature).dot(inputs.T)
-        added *= stride / (2.0 * 65536 * NAT * NAT)
-        self._matrix += added
+        curvature += CURVATURE.take(self.index, mode="clip")
+        for start in range(0, len(bits), _EXACT):
+            some = slice(start, start + _EXACT)
+            added = (inputs[:, some] * curvature[some]).dot(inputs[:, some].T)
+            added *= 1 / (2.0 * 65536 * NAT * NAT)
+            self._matrix += added
         self._seen += len(bits)
         self._waiting += len(bits)
         if self._waiting >= max(self._every, self._seen >> 6):

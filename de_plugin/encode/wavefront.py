@@ -20,7 +20,7 @@ Magnitudes = npt.NDArray[np.int16]
 
 _WORK = 1 << 27
 _FEWEST, _MOST, _LONGEST = 192, 512, 24576
-_HURRIED = 160
+_FEWEST_HURRIED = 160
 _ROOM, _SPARE = 16, 1 << 20
 _FOLDED, _NARROW, _LONG = 4096, 8, 4096
 FARTHEST = 1024
@@ -36,8 +36,8 @@ class Layout:
         columns: what is left of the shape, flattened.
         group: columns that belong together: the positions of a kernel; 1 if there are none.
         line: the distance of columns that lie below each other in a kernel or an image; 0: none do.
-        hurried: whether steps are half as many, where there are many: what is learnt of so many nonzeros
-            is learnt soon enough.
+        hurried: whether there are fewer steps, half where there are many: what is learnt of so many
+            nonzeros is learnt soon enough.
     """
 
     rows: int
@@ -54,6 +54,9 @@ class Layout:
     def tiles(self, steps: int = 0) -> tuple[int, int]:
         """Return into how many parts rows and columns are cut.
 
+        As few as make the steps few enough and the sheared sheet small; where wide kernels allow no small
+        one, those of the smallest.
+
         Args:
             steps: the most that coding may take; 0: as many as the size is worth.
         """
@@ -61,13 +64,17 @@ class Layout:
         margin = max(2, *self.distances, 2)
         most = steps or max(min(_WORK // max(size, 1), _MOST), _FEWEST, size // _LONGEST)
         if self.hurried and not steps:
-            most = max(most // 2, min(most, _HURRIED))
+            most = max(most // 2, min(most, _FEWEST_HURRIED))
         down = across = 1
+        best, least = (1, 1), math.inf
         while True:
             height, width = -(-self.rows // down), -(-self.columns // across)
             sheet = (height + width + margin) * (height + 1) * down * across
-            if (height + width <= most and sheet <= _ROOM * size + _SPARE) or max(height, width) < 2:
-                return down, across
+            enough = height + width <= most
+            if enough and sheet < least:
+                best, least = (down, across), sheet
+            if (enough and sheet <= _ROOM * size + _SPARE) or max(height, width) < 2:
+                return best
             if height > width:
                 down *= 2
             else:

@@ -15,13 +15,14 @@ from de_plugin.prune.recover import Distillation
 from de_plugin.prune.target import Budget
 from de_plugin.quantize.between import Around, LevelRecovery
 from de_plugin.quantize.codebook import Codebook
+from de_plugin.quantize.cost import Scale
 from de_plugin.quantize.evolve import RateSearch, evolved
 from de_plugin.quantize.goal import Goal
 from de_plugin.quantize.layerwise import CompensatedRates
 from de_plugin.quantize.levels import LevelSearch, refined
 from de_plugin.quantize.rates import Rates
 from de_plugin.quantize.rounding import Compensated
-from de_plugin.quantize.student import Quantization, Scale, Student
+from de_plugin.quantize.student import Quantization, Student
 from de_plugin.quantize.trial import Trial, applied, best
 from de_plugin.quantize.uniform import Uniform
 
@@ -104,7 +105,7 @@ class Allocation:
         fits = [t for t in near if t.bytes <= target + _SLACK]
         beside = min(near or uniform, key=lambda t: abs(t.bytes - target))
         # where levels depend on each other, a count costs less than to look for a scale
-        size = Scale.at(self.student, beside.quantization) if rates.alone else None
+        size = self.student.scale(beside.quantization) if rates.alone else None
         first = self._fitting(rates, np.zeros(rates.genes), 0.0, target, biases, "equal slope", size)
         found: list[Trial] = []
         if first is not None:
@@ -133,7 +134,7 @@ class Allocation:
 
     def _at_size(self, rates: Rates, start: Trial, target: float, biases: Quantization) -> list[Trial]:
         """Return gated trials of at most `target` bytes: evolved, refined and recovered."""
-        rates = rates.at_costs(Scale.at(self.student, start.quantization))
+        rates = rates.at_costs(self.student.scale(start.quantization))
         proposals = evolved(rates, start, target, biases, self.rule, self.spent, self.tell)
         exact = [start, *(self._shrunk(rates, t, target, biases) for t in proposals[1:])]
         final = self._gate([t for t in exact if t is not None])
@@ -146,7 +147,7 @@ class Allocation:
         rule = self.levels
         if rule is None:
             return []
-        size = Scale.at(self.student, trial.quantization)
+        size = self.student.scale(trial.quantization)
         for part in self.student.parts:
             if self.spent():
                 break
@@ -270,7 +271,7 @@ class Allocation:
             name = f"{book.name} {getattr(book, 'bits', None) or ''}".strip()
             levels = applied(self.student, book, biases)
             if not trials:
-                self.guess = Scale.at(self.student, levels)
+                self.guess = self.student.scale(levels)
             trials.append(Trial(name, levels, self.guess(levels)))
         return self._gate(trials)
 
@@ -304,7 +305,7 @@ class Allocation:
                 good is not None and good.bytes >= (1 - _FULL * rates.close) * target
             ):
                 break
-            size = Scale.at(self.student, trial.quantization)
+            size = self.student.scale(trial.quantization)
             found = rates.at_bytes(trial.genome, aim, size, biases, trial.scale)
             if found is None:
                 break

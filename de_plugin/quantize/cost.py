@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 import weakref
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from de_plugin.encode.quantized import Quantized
 from de_plugin.encode.save import coded
 from de_plugin.encode.tables import pack
 
+K = TypeVar("K")
 T = TypeVar("T")
 
 _ADAPTING = 0.5
@@ -67,11 +70,13 @@ def table_bytes(quantized: Quantized) -> int:
 
 
 def stream(quantized: Quantized) -> bytes:
-    """Return the symbols as they stand in a file; remembered for the object."""
-    known = _STREAMS.get(id(quantized))
-    if known is None or known[0]() is not quantized:
-        known = _remember(_STREAMS, quantized, coded(quantized))
-    return known[1]
+    """Return the symbols as they stand in a file; remembered for the tensor, until it is written to."""
+    symbols = quantized.symbols
+    version = 0 if symbols.is_inference() else symbols._version
+    known = _STREAMS.get(id(symbols))
+    if known is None or known[0]() is not symbols or known[1][0] != version:
+        known = _remember(_STREAMS, symbols, (version, coded(quantized)))
+    return known[1][1]
 
 
 def counted(quantized: Quantized) -> int:
@@ -79,16 +84,47 @@ def counted(quantized: Quantized) -> int:
     return len(stream(quantized)) + table_bytes(quantized)
 
 
-def _remember(
-    memory: dict[int, tuple[weakref.ref[Quantized], T]], quantized: Quantized, value: T
-) -> tuple[weakref.ref[Quantized], T]:
+@dataclass(frozen=True)
+class Scale:
+    """From quick estimates to a file's bytes, exact where it was made.
+
+    Attributes:
+        fixed: bytes beside the quantized tensors.
+        ratios: by name: bytes that a place takes in the file for an estimated one; a coder that sees
+            neighbours needs fewer. Values and tables are taken as estimated.
+    """
+
+    fixed: float
+    ratios: Mapping[str, float]
+
+    @classmethod
+    def of(cls, fixed: float, quantization: Mapping[str, Quantized]) -> Scale:
+        """Count once, and take the estimates of others in proportion."""
+        ratios = {}
+        for name, quantized in quantization.items():
+            guess = Estimate.of(quantized)
+            real = counted(quantized) - guess.values - guess.table
+            ratios[name] = max(real, 0.0) / guess.places if guess.places > 1 else 1.0
+        return cls(fixed, ratios)
+
+    def __call__(self, quantization: Mapping[str, Quantized]) -> float:
+        """Return about how many bytes the file has."""
+        return self.fixed + sum(self.tensor(name, q) for name, q in quantization.items())
+
+    def tensor(self, name: str, quantized: Quantized) -> float:
+        """Return about how many bytes one tensor takes."""
+        guess = Estimate.of(quantized)
+        return guess.values + guess.table + self.ratios.get(name, 1.0) * guess.places
+
+
+def _remember(memory: dict[int, tuple[weakref.ref[K], T]], key: K, value: T) -> tuple[weakref.ref[K], T]:
     """Keep a value as long as the object lives."""
-    number = id(quantized)
-    memory[number] = (weakref.ref(quantized, lambda _: memory.pop(number, None)), value)
+    number = id(key)
+    memory[number] = (weakref.ref(key, lambda _: memory.pop(number, None)), value)
     return memory[number]
 
 
-_STREAMS: dict[int, tuple[weakref.ref[Quantized], bytes]] = {}
+_STREAMS: dict[int, tuple[weakref.ref[Tensor], tuple[int, bytes]]] = {}
 _ESTIMATES: dict[int, tuple[weakref.ref[Quantized], Estimate]] = {}
 
 

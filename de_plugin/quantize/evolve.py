@@ -12,7 +12,7 @@ from de_plugin.assess.problem import Problem
 from de_plugin.errors import ArgumentError
 from de_plugin.evolve import Search
 from de_plugin.quantize.rates import Rates
-from de_plugin.quantize.student import Quantization, Scale
+from de_plugin.quantize.student import Quantization
 from de_plugin.quantize.trial import Trial
 
 _KEY = 22
@@ -79,7 +79,7 @@ def evolved(
     student = rates.student
     problem = student.problem
     genome = np.zeros(rates.genes) if start.genome is None else start.genome
-    size = Scale.at(student, start.quantization)
+    size = student.scale(start.quantization)
     scale = start.scale
     search = Search(genome, rates.deviation, rule.population, seed_of_turn(problem, "rates", _KEY))
     winners: list[Trial] = []
@@ -106,6 +106,6 @@ def evolved(
             tell(first)
             scale = first.scale
             if number % _RECOUNT == _RECOUNT - 1:
-                size = Scale.at(student, first.quantization)
+                size = student.scale(first.quantization)
     centre = trial("evolved", search.centre) if winners else None
     return [start, *winners[-1:], *([centre] if centre is not None else [])]

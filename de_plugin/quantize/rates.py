@@ -13,8 +13,9 @@ import numpy as np
 
 from de_plugin.encode.quantized import Quantized
 from de_plugin.evolve.search import Genome
+from de_plugin.quantize.cost import Scale
 from de_plugin.quantize.entropy import HIGH_RATE, EntropyConstrained
-from de_plugin.quantize.student import Part, Quantization, Scale, Student
+from de_plugin.quantize.student import Part, Quantization, Student
 from de_plugin.quantize.survivors import Survivors
 
 STEP, PRICE = 0.2, 0.4

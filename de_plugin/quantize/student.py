@@ -16,7 +16,7 @@ from de_plugin.assess.problem import Problem
 from de_plugin.encode import dumps
 from de_plugin.encode.quantized import Quantized
 from de_plugin.errors import ArgumentError
-from de_plugin.quantize.cost import Estimate, counted, stream
+from de_plugin.quantize.cost import Scale, counted, stream
 from de_plugin.quantize.survivors import Survivors
 from de_plugin.quantize.uniform import Uniform
 from de_plugin.quantize.weighting import Weighting, importance
@@ -199,53 +199,24 @@ class Student:
         }
 
     def bytes(self, quantization: Quantization, rest: Mapping[str, Tensor] = _NOTHING) -> int:
-        """Return the size of the whole file; no tensor is coded again that was coded before."""
+        """Return the size of the whole file; no symbols are coded again that were coded before."""
         state, dtypes = self.state(quantization, rest), self.dtypes(quantization)
         return len(dumps(state, dtypes=dtypes, stream=stream))
 
     def size(self, quantization: Quantization, rest: Mapping[str, Tensor] = _NOTHING) -> int:
         """Return the size of the whole file up to a few bytes, without coding again what was coded before."""
-        known = sum(counted(q) for q in quantization.values())
+        known = sum(map(counted, quantization.values()))
         if self._beside is None:
             self._beside = self.bytes(quantization, rest) - known
         return self._beside + known
 
+    def scale(self, quantization: Quantization) -> Scale:
+        """Return what tells the file's bytes of other levels, after those of these were counted."""
+        return Scale.of(self.size(quantization) - sum(map(counted, quantization.values())), quantization)
+
     def exact(self, part: Part, quantized: Quantized) -> Quantized:
         """Round the levels to the parameter's type, in which they are kept."""
         return at_precision(quantized, part.parameter.dtype)
-
-
-@dataclass(frozen=True)
-class Scale:
-    """From quick estimates to a file's bytes, exact where it was made.
-
-    Attributes:
-        fixed: bytes beside the quantized tensors.
-        ratios: by name: bytes that a place takes in the file for an estimated one; a coder that sees
-            neighbours needs fewer. Values and tables are taken as estimated.
-    """
-
-    fixed: float
-    ratios: Mapping[str, float]
-
-    @classmethod
-    def at(cls, student: Student, quantization: Quantization) -> Scale:
-        """Count once, and take the estimates of others in proportion."""
-        ratios = {}
-        for name, quantized in quantization.items():
-            guess = Estimate.of(quantized)
-            real = counted(quantized) - guess.values - guess.table
-            ratios[name] = max(real, 0.0) / guess.places if guess.places > 1 else 1.0
-        return cls(float(student.size(quantization) - sum(counted(q) for q in quantization.values())), ratios)
-
-    def __call__(self, quantization: Quantization) -> float:
-        """Return about how many bytes the file has."""
-        return self.fixed + sum(self.tensor(name, q) for name, q in quantization.items())
-
-    def tensor(self, name: str, quantized: Quantized) -> float:
-        """Return about how many bytes one tensor takes."""
-        guess = Estimate.of(quantized)
-        return guess.values + guess.table + self.ratios.get(name, 1.0) * guess.places
 
 
 def at_precision(quantized: Quantized, dtype: torch.dtype) -> Quantized:

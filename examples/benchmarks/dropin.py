@@ -2,9 +2,9 @@
 
 Hosts that prune: each layer loses the same share of its channels, in one step or several, so that all
 methods leave the same MACs. Samples for the choice are training data; accuracy and divergence are on test
-data, looked at once a row, at its end. The host that quantizes: at equal damage. A method that fails leaves a
-row with its error. Rows that the file has already are not measured again, but for those with an error. See
-`dropin_networks.py` for what is measured, and `dropin_torch_pruning.py`, `dropin_nni.py` and
+data, looked at once a row, at its end. The host that quantizes: at a tenth of the damage. A method that fails
+leaves a row with its error. Rows that the file has already are not measured again, but for those with an error.
+See `dropin_networks.py` for what is measured, and `dropin_torch_pruning.py`, `dropin_nni.py` and
 `dropin_neural_compressor.py` for the methods.
 """
 
@@ -126,7 +126,7 @@ def _measured(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             row: dict[str, Any] = host.row(found, method, ratio, steps, seed)
-    except (Exception, SystemExit) as error:  # a host's method may raise anything, and the others shall still run
+    except (Exception, SystemExit) as error:  # a host's method may raise anything; the others shall run
         return {"error": f"{type(error).__name__}: {error}"}
     return row
 

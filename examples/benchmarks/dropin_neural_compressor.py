@@ -71,7 +71,7 @@ def row(case: Case, method: str, _ratio: float | None, _steps: int | None, seed:
     return {**told, **case.measured(found.model), "trials": len(found.trials), "seconds": seconds}
 
 
-@functools.cache
+@functools.lru_cache(maxsize=1)
 def _held_out(case: Case, seed: int) -> Tensor:
     """Return the case's own, or training images that it has not; the seed is the one that has chosen its."""
     own: Tensor | None = case.held_out
@@ -137,7 +137,7 @@ def _tuned(case: Case, method: str, seed: int) -> Tuned:
     return tuner.run(apart)
 
 
-@functools.cache
+@functools.lru_cache(maxsize=1)
 def _tuner(case: Case, seed: int) -> DETuner:
     given: dict[str, Any] = {
         "bits": [2, 3, 4, 5, 6],

@@ -62,25 +62,29 @@ def _comparable(row: Row, ours: Row) -> bool:
 
 
 def pairs(rows: list[Row]) -> list[str]:
-    """Return a line for each built-in that quantizes and Directed Evolution at its damage, but for errors."""
-    found = {(r["network"], r["data"], r["seed"], r["method"]): r for r in rows if "error" not in r}
+    """Return a line for each built-in that quantizes and Directed Evolution beside it, but for errors."""
+    kinds = ("network", "data", "seed", "samples", "method")
+    found = {tuple(r[k] for k in kinds): r for r in rows if "error" not in r}
     result = []
-    for (network, data, seed, method), theirs in found.items():
-        ours = found.get((network, data, seed, f"{OURS[0]} at {method}"))
+    for (network, data, seed, samples, method), theirs in found.items():
+        ours = found.get((network, data, seed, samples, f"{OURS[0]} at {method}"))
         if ours is None:
             continue
         parts = [NAMES.get(network, network), *([data] if data not in ("mnist", "sentences") else [])]
         parts += [method, *([f"seed {seed}"] if seed else [])]
-        shown = [_both(theirs[k], ours[k], form) for k, form in TAKEN.items() if k in theirs]
+        shown = [_both(theirs[k], ours[k], form) for k, form in TAKEN.items()]
         result.append(f"| {', '.join(parts)} | {' | '.join(shown)} |")
     return result
 
 
 def _both(theirs: float, ours: float, form: str) -> str:
-    """Return two numbers, the smaller one bold."""
+    """Return two numbers as they are written, the smaller one bold."""
     texts = [f"{x:{form}}" for x in (theirs, ours)]
-    return " / ".join(
-        f"**{t}**" if a < b else t for t, a, b in zip(texts, (theirs, ours), (ours, theirs), strict=True)
+    less = texts[0] != texts[1]
+    return (
+        f"{texts[0]} / **{texts[1]}**"
+        if less and ours < theirs
+        else (f"**{texts[0]}** / {texts[1]}" if less else " / ".join(texts))
     )
 
 
@@ -100,11 +104,7 @@ def main() -> None:
     documents = [json.loads(path.read_text())["rows"] for path in parser.parse_args().files]
     lines = [line for rows in documents for line in pairs(rows)]
     if lines:
-        print(
-            "| network, built-in | bits a weight, DE | bytes, DE | divergence, DE | loss, DE |\n"
-            + 5 * "|---"
-            + "|"
-        )
+        print("| network, built-in / DE | bits a weight | bytes | divergence | loss |\n" + 5 * "|---" + "|")
         print("\n".join(lines))
     found = [cells([r for r in rows if "ratio" in r]) for rows in documents]  # a host each
     if not any(found):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 from typing import Any
 
@@ -27,11 +28,13 @@ from de_plugin.encode.fixed import (
     log_odds_of_two,
 )
 from de_plugin.encode.layouts import likely_layouts
-from de_plugin.encode.wavefront import Sheet, natural_layout
+from de_plugin.encode.mixing import Mixer
+from de_plugin.encode.wavefront import FARTHEST, Layout, Sheet, natural_layout
 from de_plugin.errors import ArgumentError, DEError
 
 Symbols = npt.NDArray[np.int32]
 LARGEST = 2**31 - 1
+DENSE = "f41798d77dac86188bc4be7c4a6d8be845a696a0b6b87732a64dd578c926b88f"
 
 
 def back(symbols: Symbols) -> Symbols:
@@ -200,9 +203,10 @@ def test_log_odds_of_large_counts_keep_their_ratio() -> None:
 @pytest.mark.parametrize(
     "shape", [(1 << 26, 2), (1 << 20, 64), (1024, 512, 3, 3), (50000, 768), (4096, 4096), (1 << 28,)]
 )
-def test_no_step_is_so_long_that_its_sums_are_rounded(shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("hurried", [False, True])
+def test_no_step_is_so_long_that_its_sums_are_rounded(shape: tuple[int, ...], hurried: bool) -> None:
     """Inputs of at most 12 x 256 times errors of at most 2**22 are summed exactly below 2**53."""
-    layout = natural_layout(shape)
+    layout = dataclasses.replace(natural_layout(shape), hurried=hurried)
     down, across = layout.tiles()
     front = min(-(-layout.rows // down), -(-layout.columns // across)) * down * across
     assert front * (LIMIT + 128) * ONE < 2**53
@@ -227,7 +231,68 @@ def test_the_channels_of_a_large_layer_are_found_by_its_first_rows() -> None:
     symbols = np.asarray(rng.integers(-3, 4, (400, 800)) * alive, dtype=np.int32)
     data = encode_symbols(symbols)
     assert data[0] & 1
+    assert data[1] % 16 == 0  # the head names the group
     assert len(data) < 0.97 * len(model.write(symbols.reshape(-1), natural_layout(symbols.shape), 3))
+    assert np.array_equal(back(symbols), symbols)
+
+
+@pytest.mark.parametrize("hurried", [False, True])
+@pytest.mark.parametrize("kernel", [(32, 32), (31, 31), (28, 28), (1, 1000), (7, 7)])
+@pytest.mark.parametrize("channels", [(768, 3), (1024, 1), (96, 16), (32, 65)])
+def test_wide_kernels_take_no_more_memory_than_others(
+    channels: tuple[int, int], kernel: tuple[int, int], hurried: bool
+) -> None:
+    layout = dataclasses.replace(natural_layout((*channels, *kernel)), hurried=hurried)
+    down, across = layout.tiles()
+    height, width = -(-layout.rows // down), -(-layout.columns // across)
+    cells = (height + width + max(layout.distances)) * (height + 1) * down * across
+    assert cells <= 32 * layout.rows * layout.columns + (1 << 20)
+    assert height + width > 40  # so many steps that something is learnt
+
+
+@given(st.integers(1, 3000), st.integers(1, 5000), st.data())
+def test_whatever_layout_a_file_names_takes_little_memory(
+    rows: int, columns: int, data: st.DataObject
+) -> None:
+    group = data.draw(st.integers(1, min(FARTHEST, columns)))
+    line = data.draw(st.integers(0, min(FARTHEST, columns - 1)))
+    layout = Layout(rows, columns, group, line, data.draw(st.booleans()))
+    down, across = layout.tiles()
+    height, width = -(-rows // down), -(-columns // across)
+    cells = (height + width + max([2, *layout.distances])) * (height + 1) * down * across
+    assert cells <= 64 * rows * columns + (1 << 21)
+
+
+def test_a_rare_input_counts_for_the_curvature_as_it_does_for_the_gradient() -> None:
+    rng = np.random.default_rng(0)
+    inputs = np.rint(rng.normal(0, 300, (3, 20000)))
+    inputs[2] *= rng.random(20000) < 0.001
+    bits = (rng.random(20000) < 0.1).astype(np.int32)
+    mixer = Mixer([0.3, 0.3, 0.3], 4.0)
+    predicted = mixer.predict(inputs) / ONE
+    mixer.learn(bits)
+    error = bits - predicted
+    curvature = (predicted * (1 - predicted) + error**2) / 2
+    nats = inputs / NAT
+    step = np.linalg.solve(4 * np.eye(3) + (nats * curvature) @ nats.T, nats @ error)
+    unit = np.rint(rng.normal(0, 300, (3, 50)))
+    expected = 1 / (1 + np.exp(-(0.3 + step) @ unit / NAT))
+    assert np.allclose(mixer.predict(unit) / ONE, expected, atol=0.01)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_noise_takes_hardly_more_bytes_than_its_entropy(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    shape = (512, 256, 3, 3)
+    symbols = np.rint(rng.uniform(-7.4, 7.4, shape)) * (rng.random(shape) < 0.01)
+    symbols = symbols.astype(np.int32)
+    assert len(encode_symbols(symbols)) < 1.015 * entropy(symbols)
+
+
+def test_the_streams_of_dense_tensors_stand() -> None:
+    """Files that were written stay readable: the bytes of a dense tensor are those of the first version."""
+    symbols = (np.arange(160 * 200, dtype=np.int32).reshape(160, 200) * 7919 % 31) - 15
+    assert hashlib.sha256(encode_symbols(symbols)).hexdigest() == DENSE
     assert np.array_equal(back(symbols), symbols)
 
 

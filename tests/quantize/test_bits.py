@@ -15,7 +15,7 @@ from de_plugin import Budget, Problem
 from de_plugin.encode import dumps, loads
 from de_plugin.errors import ArgumentError, GradientError, TargetError
 from de_plugin.prune.recover import Distillation
-from de_plugin.quantize import KMeans, Quantized, RateSearch, Uniform, quantize
+from de_plugin.quantize import KMeans, Quantized, RateSearch, Uniform, cost, quantize
 from de_plugin.quantize.student import Student
 from de_plugin.quantize.trial import applied
 from tests.quantize.small import BOOKS, QUICK, data, problem, pruned, quick, same, state, teacher
@@ -57,9 +57,17 @@ def test_no_tensor_is_coded_again_that_was_coded_before(monkeypatch: pytest.Monk
     assert student.bytes(levels) == size == len(dumps(student.state(levels)))
     assert len(coded) == 2 * len(levels)  # once for both of the student's, once for dumps
     first = next(iter(levels))
+    again = replace(levels[first], levels=2 * levels[first].levels)  # the same symbols
+    assert student.bytes({**levels, first: again}) == size
+    assert len(coded) == 2 * len(levels)
     changed = {**levels, first: replace(levels[first], symbols=levels[first].symbols.roll(1, 0))}
     assert student.bytes(changed) == len(dumps(student.state(changed)))
     assert len(coded) == 3 * len(levels) + 1
+    changed[first].symbols.zero_()
+    assert student.bytes(changed) == len(dumps(student.state(changed))) < size
+    del levels, changed, again
+    coded.clear()
+    assert not cost._STREAMS
 
 
 @pytest.mark.parametrize("bits", [2, 4])

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from de_plugin.errors import ArgumentError, CheckpointError, SelectionError
 from de_plugin.prune.recover import Distillation
+from de_plugin.quantize import Quantized
 from tests.adapters.neural_compressor.networks import cnn, made, mlp, unchanged, values
 
 from de_plugin.adapters.neural_compressor import DEQuantConfig, DETuner, Trial, agreement, tune  # isort: skip
@@ -55,11 +56,21 @@ def test_bytes_of_very_large_networks_are_expected_and_those_of_the_winner_count
     monkeypatch.setattr(module, "_COUNTED", 1)
     exact = tune(model, score(model, x), tolerable_loss=0.02, max_trials=6, batches=x)
     monkeypatch.setattr(module, "_EXPECTED", 1)
+    coded, code = [], module.stream
+
+    def noted(quantized: Quantized) -> bytes:
+        coded.append(quantized)
+        return bytes(code(quantized))
+
+    monkeypatch.setattr(module, "stream", noted)
     found = tune(model, score(model, x), tolerable_loss=0.02, max_trials=6, batches=x)
+    weights = sum(p.dim() > 1 for p in model.parameters())
+    assert len([q for q in coded if q.symbols.dim() > 1]) == 2 * weights  # the first trial, and the winner
     counts = {key_of(t.choices): t.bytes for t in exact.trials}
     both = [(t.bytes, counts[key_of(t.choices)]) for t in found.trials if key_of(t.choices) in counts]
     assert len(both) >= 4
     assert all(expected == pytest.approx(real, rel=0.05) for expected, real in both)
+    assert any(expected != real for expected, real in both)
     assert found.save(tmp_path / "net.de.safetensors").file_bytes == found.trial.bytes
 
 

@@ -46,6 +46,7 @@ _BUILT_IN = {  # the adapter's name of it, bits a weight
 }
 
 METHODS = tuple(method for name in _BUILT_IN for method in (name, f"de at {name}"))
+CRITERION = f"at most {_MARGIN} of the divergence on {_HELD_OUT} samples, {_TRIALS} trials"
 VERSIONS = {"neural_compressor": neural_compressor.__version__}
 
 logging.getLogger("neural_compressor").setLevel("ERROR")

@@ -46,19 +46,20 @@ class Counts:
         result: Floats = np.minimum(np.maximum(np.floor((probability + seen) * 0.5), 4), ONE - 4)
         return result
 
-    def learn(self, contexts: Indices, bits: Bits) -> None:
+    def learn(self, contexts: Indices, bits: Bits, found: Indices) -> None:
         """Count one bit in each context given.
 
         Args:
             contexts: of all bits.
             bits: these.
+            found: which of them are ones.
         """
         count = len(self.ones)
         if 8 * len(contexts) < count:
             np.add.at(self._flat, bits * count + contexts, float(COUNT))
             return
         seen = np.bincount(contexts, minlength=count)
-        ones = np.bincount(contexts[np.flatnonzero(bits)], minlength=count)
+        ones = np.bincount(contexts[found], minlength=count)
         self.ones += ones * COUNT
         self.zeros += (seen - ones) * COUNT
 

@@ -92,8 +92,8 @@ class Magnitudes:
             )
             self._mixer.learn(bits)
             more_of = np.flatnonzero(bits)
-            self._near.learn(contexts, bits)
-            self._scaled.learn(scales, bits)
+            self._near.learn(contexts, bits, more_of)
+            self._scaled.learn(scales, bits, more_of)
             more = len(more_of)
             self._ones[current] += COUNT * more
             self._zeros[current] += COUNT * (len(bits) - more)
@@ -126,7 +126,7 @@ class Magnitudes:
                 ones, zeros = self._rest.ones[contexts] + COUNT / 2, self._rest.zeros[contexts] + COUNT / 2
                 probability = np.minimum(np.maximum(np.floor(ones * ONE / (ones + zeros)), 4), ONE - 4)
                 read = coder.code(probability, bits)
-                self._rest.learn(contexts, read)
+                self._rest.learn(contexts, read, np.flatnonzero(read))
             else:
                 read = coder.code(np.full(len(open_), ONE / 2), bits)
             result[open_] |= read.astype(np.int64) << shift

@@ -16,6 +16,10 @@ from de_plugin.encode.fixed import CURVATURE, LIMIT, NAT, ONE, PROBABILITY, Floa
 
 _WEIGHT = 65536
 _LARGEST = 16.0
+_SAMPLE = 2048
+_ALL = 1 << 17
+"""Bits that all count for the curvature; of later ones a sample does."""
+
 _EXACT = 8192
 """Bits whose curvature is summed exactly: each adds at most (12 x 256)^2 x 81920 to a sum below 2**53."""
 
@@ -77,21 +81,25 @@ class Mixer:
         """Take a step towards weights that would have predicted the bits better.
 
         The curvature is the mean of the expected and the observed Fisher information: where the
-        predictions are too sure, the expected one alone is far too small and the step far too long. All
-        bits count for it: a sample would miss rare inputs, which the gradient holds, and the weights run
-        away.
+        predictions are too sure, the expected one alone is far too small and the step far too long. At
+        first all bits count for it: a sample would miss rare inputs, which the gradient holds, and the
+        weights would run away.
         """
         inputs = self._inputs
         error = bits * ONE - self.probability
         self._gradient += inputs.dot(error)
+        index, stride = self.index, 1
+        if len(bits) > _SAMPLE and self._seen > _ALL:
+            stride = -(-len(bits) // _SAMPLE)
+            inputs, error, index = inputs[:, ::stride], error[::stride], index[::stride]
         curvature = error * (1 / 16384)
         np.floor(curvature, out=curvature)
         curvature *= curvature
-        curvature += CURVATURE.take(self.index, mode="clip")
-        for start in range(0, len(bits), _EXACT):
+        curvature += CURVATURE.take(index, mode="clip")
+        for start in range(0, len(curvature), _EXACT):
             some = slice(start, start + _EXACT)
             added = (inputs[:, some] * curvature[some]).dot(inputs[:, some].T)
-            added *= 1 / (2.0 * 65536 * NAT * NAT)
+            added *= stride / (2.0 * 65536 * NAT * NAT)
             self._matrix += added
         self._seen += len(bits)
         self._waiting += len(bits)

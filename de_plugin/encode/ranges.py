@@ -46,9 +46,9 @@ class BitWriter:
 
     def finish(self) -> bytes:
         """Return the fewest bytes that, continued with zeros, lie in the final interval."""
-        words = [int(word) for word in self._encoder.get_compressed()]
+        words = self._encoder.get_compressed()
         position, (low, width) = self._encoder.pos()
-        kept, tail = words[:position], [*words[position:], 0, 0][:2]
+        kept, tail = words[:position], [*map(int, words[position:]), 0, 0][:2]
         chosen = tail[0] << 32 | tail[1]
         first = chosen - ((chosen - low) % _WINDOW)
         last = min(first + width - 1, _WINDOW - 1)
@@ -58,7 +58,7 @@ class BitWriter:
             if shortest <= last:
                 chosen = shortest
                 break
-        raw = b"".join(word.to_bytes(4, "big") for word in kept) + chosen.to_bytes(8, "big")
+        raw = bytes(kept.astype(">u4").tobytes()) + chosen.to_bytes(8, "big")
         return raw.rstrip(b"\0")
 
 

@@ -113,13 +113,14 @@ class Significance:
         predicted = self._mixer.predict(flat)
         context += 16 * np.minimum(np.maximum(self._mixer.index, 0) // NAT, 23)
         bits = coder.code(self._refined.refine(context, predicted), known)
+        found = np.flatnonzero(bits)
         self._mixer.learn(bits)
-        self._refined.learn(context, bits)
-        self._near.learn(near, bits)
+        self._refined.learn(context, bits, found)
+        self._near.learn(near, bits, found)
         if far is not None:
-            self._far.learn(far, bits)
+            self._far.learn(far, bits, found)
         if kernels is not None:
-            self._kernels.learn(kernels, bits)
+            self._kernels.learn(kernels, bits, found)
         self._count(front, bits.reshape(shape))
         return bits
 

@@ -43,7 +43,7 @@ class Signs:
         inputs[-1] = self._near.odds(context, 0.5)
         bits = coder.code(self._mixer.predict(inputs), known)
         self._mixer.learn(bits)
-        self._near.learn(context, bits)
+        self._near.learn(context, bits, np.flatnonzero(bits))
         for counts, index in ((self._columns, found.columns), (self._rows, found.rows)):
             np.add.at(counts.reshape(-1), bits * counts.shape[1] + index, float(COUNT))
         self._tally.learn(len(bits), int(bits.sum()))

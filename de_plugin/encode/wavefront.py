@@ -20,7 +20,7 @@ Magnitudes = npt.NDArray[np.int16]
 
 _WORK = 1 << 27
 _FEWEST, _MOST, _LONGEST = 192, 512, 24576
-_FEWEST_HURRIED = 160
+_FEWEST_HURRIED = 128
 _ROOM, _SPARE = 16, 1 << 20
 _FOLDED, _NARROW, _LONG = 4096, 8, 4096
 FARTHEST = 1024
@@ -36,7 +36,7 @@ class Layout:
         columns: what is left of the shape, flattened.
         group: columns that belong together: the positions of a kernel; 1 if there are none.
         line: the distance of columns that lie below each other in a kernel or an image; 0: none do.
-        hurried: whether there are fewer steps, half where there are many: what is learnt of so many
+        hurried: whether there are fewer steps, a quarter where there are many: what is learnt of so many
             nonzeros is learnt soon enough.
     """
 
@@ -64,7 +64,7 @@ class Layout:
         margin = max(2, *self.distances, 2)
         most = steps or max(min(_WORK // max(size, 1), _MOST), _FEWEST, size // _LONGEST)
         if self.hurried and not steps:
-            most = max(most // 2, min(most, _FEWEST_HURRIED))
+            most = max(most // 4, min(most, _FEWEST_HURRIED))
         down = across = 1
         best, least = (1, 1), math.inf
         while True:

@@ -34,7 +34,7 @@ from de_plugin.errors import ArgumentError, DEError
 
 Symbols = npt.NDArray[np.int32]
 LARGEST = 2**31 - 1
-DENSE = "f41798d77dac86188bc4be7c4a6d8be845a696a0b6b87732a64dd578c926b88f"
+DENSE = "792f2f60de440920d3504d25a3706740c0ae1e7dc5c6650ddf1832f7ccd0d3f9"
 
 
 def back(symbols: Symbols) -> Symbols:

@@ -24,6 +24,16 @@ def test_every_measured_file_is_shown_as_it_was_measured() -> None:
         assert files.line(one) in text, files.line(one)
 
 
+def test_every_measured_pair_of_levels_is_shown_as_it_was_measured() -> None:
+    table = benchmark("dropin_table")
+    path = BENCHMARKS / "measured" / "dropin-neural-compressor.json"
+    lines = table.pairs(json.loads(path.read_text())["rows"])
+    text = (ROOT / "docs" / "benchmarks.md").read_text()
+    assert len(lines) >= 10
+    for line in lines:
+        assert line in text, line
+
+
 def row(method: str, divergence: float, accuracy: float, macs: int = 100) -> dict[str, Any]:
     told = {"network": "lenet5", "data": "mnist", "ratio": 0.5, "steps": 1, "seed": 0, "method": method}
     return {**told, "divergence": divergence, "accuracy": accuracy, "macs": macs}

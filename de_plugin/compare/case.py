@@ -88,6 +88,11 @@ class Case:
         }
 
     @property
+    def weight_count(self) -> int:
+        """Return how many weights `weights` have."""
+        return sum(self.model.get_parameter(name).numel() for name in self.weights)
+
+    @property
     def inputs(self) -> Tensor:
         """Return all inputs as one tensor ``(samples, ...)``.
 
@@ -144,6 +149,7 @@ class Pruned:
         small: the same with the masked parts removed, where `model` holds masks; its size counts.
         evaluations: candidate sets that were measured; None where nobody counts.
         bits: mean bits a weight, in the task "bits".
+        layers: the bits a weight of each layer, by name, in the task "bits".
         curve: the best divergence after so many evaluations.
     """
 
@@ -151,6 +157,7 @@ class Pruned:
     small: nn.Module | None = None
     evaluations: int | None = None
     bits: float | None = None
+    layers: tuple[tuple[str, float], ...] = ()
     curve: tuple[tuple[int, float], ...] = ()
 
 
@@ -201,6 +208,11 @@ def mean_bits(levels: Iterable[Quantized]) -> float:
     """Return the bits that a weight takes in a file, level tables included: a method's `Pruned.bits`."""
     found = list(levels)
     return 8 * sum(map(counted, found)) / sum(q.symbols.numel() for q in found)
+
+
+def layer_bits(levels: Mapping[str, Quantized]) -> tuple[tuple[str, float], ...]:
+    """Return the same for each tensor by name: a method's `Pruned.layers`."""
+    return tuple((name, mean_bits([q])) for name, q in levels.items())
 
 
 def cross_entropies(outputs: Any, labels: Any) -> Tensor:

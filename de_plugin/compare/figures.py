@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from de_plugin.compare.comparison import Comparison
 from de_plugin.compare.summary import Cell, cells, is_ours
-from de_plugin.compare.text import ASKED, TITLES, amount, label, measures, tasks
+from de_plugin.compare.text import OVER, TITLES, amount, label, measures, tasks
 from de_plugin.errors import MissingDependencyError
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 INK = "#010203"
 """The colour of text and lines: near black, and told from all others, so that a page can make it its own."""
 
+_CONTENT = {"sparsity": (1.0, "sparsity", "sparse"), "bits": (8.0, "bits a weight", "many bits")}
 _COLOURS = ("#3b8fd4", "#009e73", "#cc79a7", "#56b4e9", "#8c6d31", "#9467bd", "#7f7f7f", "#b5bd00", "#1f9e9e")
 _OURS = ("#d55e00", "#e69f00", "#c2185b", "#f0a060", "#8c4a2f")
 _MARKERS = "osD^vP*X<>"
@@ -119,7 +120,7 @@ def _slug(*parts: object) -> str:
 
 def _curves_of_size(comparison: Comparison, task: str, found: list[Cell]) -> Iterator[Drawing]:
     whole = comparison.intact.get("macs")
-    over = "multiplications left, %" if task == "channels" and whole else f"{ASKED[task]}"
+    over = "multiplications left, %" if task == "channels" and whole else OVER[task]
     hosts = list(dict.fromkeys(c.host for c in found))
     for measure, title, _ in measures(comparison):
         for host in hosts:
@@ -136,7 +137,7 @@ def _curves_of_size(comparison: Comparison, task: str, found: list[Cell]) -> Ite
             ) -> None:
                 _lines(axes, task, host, mine, measure, whole)
                 axes.set_xlabel(over)
-                if task != "channels" or not whole:
+                if task == "weights" or (task == "channels" and not whole):
                     axes.set_xticks(sorted({_position(task, c, whole) for c in mine}))
                 axes.set_ylabel(title)
                 if measure == "divergence":
@@ -178,7 +179,8 @@ def _below(y: tuple[float, ...], spread: tuple[float, ...], measure: str) -> tup
 
 def _position(task: str, cell: Cell, whole: float | None) -> float:
     if task == "bits":
-        return cell.sparsity
+        size = cell.value("bytes")
+        return cell.sparsity if size is None else size.mean / 1000
     macs = cell.value("macs")
     if task == "channels" and whole and macs is not None:
         return 100 * macs.mean / whole
@@ -216,12 +218,11 @@ def _looks(keys: list[tuple[str, str]]) -> dict[tuple[str, str], dict[str, Any]]
     return result
 
 
-# -- sparsity by layer -----------------------------------------------------------------------------
+# -- sparsity and bits by layer -----------------------------------------------------------------------------
 
 
 def _layers(task: str, found: list[Cell]) -> Iterator[Drawing]:
-    if task == "bits":
-        return
+    most, what_of, dark = _CONTENT["bits" if task == "bits" else "sparsity"]
     amounts = sorted({c.sparsity for c in found})
     for value in amounts:
         mine = [c for c in found if c.sparsity == value and c.rows[0].layers]
@@ -238,10 +239,10 @@ def _layers(task: str, found: list[Cell]) -> Iterator[Drawing]:
             values: list[list[float]] = values,
             rows: list[str] = rows,
         ) -> None:
-            _heat(axes, names, values, rows)
+            _heat(axes, names, values, rows, most)
 
-        what = f"{TITLES[task]}: sparsity by layer at {amount(task, value)}"
-        text = f"{what}: one line a method, one column a layer; dark is sparse. The numbers are in rows.json."
+        what = f"{TITLES[task]}: {what_of} by layer at {amount(task, value)}"
+        text = f"{what}: one line a method, one column a layer; dark is {dark}. The numbers are in rows.json."
         size = (max(4.8, 2.6 + 0.42 * len(names)), 1.2 + 0.21 * len(mine))
         yield _drawn(_slug(task, "layers", f"{value:g}".replace(".", "_")), task, what, text, size, draw)
 
@@ -250,8 +251,8 @@ def _mean(cell: Cell, layer: int) -> float:
     return sum(row.layers[layer][1] for row in cell.rows) / len(cell.rows)
 
 
-def _heat(axes: Axes, names: list[str], values: list[list[float]], rows: list[str]) -> None:
-    axes.pcolormesh(values, cmap="Blues", vmin=0, vmax=1, edgecolors="white", linewidth=0.5)
+def _heat(axes: Axes, names: list[str], values: list[list[float]], rows: list[str], most: float) -> None:
+    axes.pcolormesh(values, cmap="Blues", vmin=0, vmax=most, edgecolors="white", linewidth=0.5)
     axes.grid(visible=False)
     axes.invert_yaxis()
     axes.set_xticks([n + 0.5 for n in range(len(names))], [label(n) for n in names], rotation=45, ha="right")
@@ -260,10 +261,9 @@ def _heat(axes: Axes, names: list[str], values: list[list[float]], rows: list[st
         return
     for y, line in enumerate(values):
         for x, value in enumerate(line):
-            colour = "white" if value > 0.55 else "#08306b"
-            axes.text(
-                x + 0.5, y + 0.5, f"{100 * value:.0f}", ha="center", va="center", fontsize=6.5, color=colour
-            )
+            colour = "white" if value > 0.55 * most else "#08306b"
+            told = f"{100 * value:.0f}" if most == 1 else f"{value:.2g}"
+            axes.text(x + 0.5, y + 0.5, told, ha="center", va="center", fontsize=6.5, color=colour)
 
 
 # -- divergence over evaluations -------------------------------------------------------------------

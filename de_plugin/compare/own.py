@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from de_plugin.assess.layers import output_dim
 from de_plugin.compare.bounded import bounded
-from de_plugin.compare.case import Case, Host, Method, Pruned, mean_bits
+from de_plugin.compare.case import Case, Host, Method, Pruned, layer_bits, mean_bits
 from de_plugin.criteria import Criterion, blend, criterion, nest
 from de_plugin.prune import DirectedEvolution, Evolving, prune
 from de_plugin.quantize import LevelSearch, Quantized, RateSearch, codebook, quantize
@@ -139,20 +139,22 @@ def _evolved_levels(case: Case) -> Pruned:
         exclude=case.exclude,
         **case.asked(),
     )
-    return Pruned(model, evaluations=report.evaluations, bits=mean_bits(report.quantization.values()))
+    found = {name: report.quantization[name] for name in case.weights if name in report.quantization}
+    bits = mean_bits(found.values())
+    return Pruned(model, evaluations=report.evaluations, bits=bits, layers=layer_bits(found))
 
 
 def _equal_levels(name: str, case: Case) -> Pruned:
     """Give a copy the levels of one codebook, each layer as many as its bits can tell apart."""
-    model, count, levels = case.copy(), 2**case.bits, list[Quantized]()
+    model, count, levels = case.copy(), 2**case.bits, dict[str, Quantized]()
     for parameter in case.weights:
         weight = model.get_parameter(parameter).data
         kept = (weight != 0).cpu()
         # a codebook keeps one level for zeros, which is free where there are none
         book = codebook(name, levels=min(256, count + int(kept.all())))
-        levels.append(book.fit(weight.cpu(), kept))
-        weight.copy_(levels[-1].dequantize())
-    return Pruned(model, evaluations=0, bits=mean_bits(levels))
+        levels[parameter] = book.fit(weight.cpu(), kept)
+        weight.copy_(levels[parameter].dequantize())
+    return Pruned(model, evaluations=0, bits=mean_bits(levels.values()), layers=layer_bits(levels))
 
 
 def _by_torch(run: Callable[[Case, nn.Module], None], case: Case) -> Pruned:

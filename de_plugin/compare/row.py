@@ -38,8 +38,9 @@ class Row:
         seconds: wall-clock time of the method, without the measuring afterwards.
         evaluations: candidate sets that were measured; None where the method does not tell.
         error: why there is nothing to measure; empty where all went well.
-        layers: sparsity by layer, in the model's order.
+        layers: sparsity by layer, in the model's order; in the task "bits" the bits a weight.
         curve: the search's best divergence after so many evaluations, on its own samples.
+        bytes: of the weights; None but in the task "bits".
     """
 
     task: str
@@ -58,12 +59,14 @@ class Row:
     error: str = ""
     layers: tuple[tuple[str, float], ...] = ()
     curve: tuple[tuple[int, float], ...] = ()
+    bytes: float | None = None
 
     def __post_init__(self) -> None:
         """Refuse what no comparison can have measured."""
         if self.task not in TASKS:
             raise ArgumentError(f"Row(task={self.task!r}): expected one of {', '.join(TASKS)}")
-        for name in ("sparsity", "density", "macs", "params", "bits", "divergence", "score", "seconds"):
+        names = ("sparsity", "density", "macs", "params", "bits", "divergence", "score", "seconds", "bytes")
+        for name in names:
             value = getattr(self, name)
             if value is not None and not math.isfinite(value):
                 raise ArgumentError(f"Row({name}={value}): expected a finite number, or None with an error")

@@ -185,10 +185,11 @@ def measured(job: Job, case: Case, ruler: Ruler) -> Row:
                 macs=size.macs,
                 params=size.params,
                 bits=pruned.bits,
+                bytes=None if pruned.bits is None else pruned.bits * began.weight_count / 8,
                 divergence=divergence,
                 score=score,
                 evaluations=pruned.evaluations,
-                layers=ruler.layers(model),
+                layers=pruned.layers or ruler.layers(model),
                 curve=pruned.curve,
             )
     except (Exception, SystemExit) as error:  # a method may raise anything, and the others shall still run

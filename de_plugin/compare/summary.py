@@ -1,8 +1,7 @@
-"""Rows of all seeds taken together: means, deviations, and which is best of those of equal size."""
+"""Rows of all seeds taken together: means, deviations, and which is best of those that are small enough."""
 
 from __future__ import annotations
 
-import math
 import re
 import statistics
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from de_plugin.compare.comparison import Comparison
 from de_plugin.compare.row import Row
 
 TOLERANCE = 0.05
-"""Models compete where their size is within this share of the median of what was asked for alike."""
+"""Models compete where they are at most by this share larger than the median of what was asked for alike."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class Cell:
         sparsity: what was asked for.
         rows: that have measurements.
         failed: rows that have none.
-        competes: whether its size is that of the others.
+        competes: whether it is no larger than the others.
         best: which of "score" and "divergence" it is best in, of those that compete.
     """
 
@@ -87,7 +86,7 @@ def _judged(found: list[Cell]) -> list[Cell]:
         sizes = {n: _size(found[n]) for n in numbers}
         known = [s for s in sizes.values() if s is not None]
         middle = statistics.median_low(known) if known else None
-        competing = [n for n in numbers if middle is None or _near(sizes[n], middle)]
+        competing = [n for n in numbers if middle is None or _fits(sizes[n], middle)]
         for n in competing:
             result[n] = _with(found[n], tuple(k for k in _MEASURES if _is_best(found, competing, n, k)))
     return [result[n] for n in range(len(found))]
@@ -107,8 +106,8 @@ def _size(cell: Cell) -> float | None:
     return None if value is None else value.mean
 
 
-def _near(size: float | None, middle: float) -> bool:
-    return size is not None and math.isclose(size, middle, rel_tol=TOLERANCE, abs_tol=1e-12)
+def _fits(size: float | None, middle: float) -> bool:
+    return size is not None and size <= middle * (1 + TOLERANCE) + 1e-12
 
 
 def _is_best(found: Sequence[Cell], competing: Sequence[int], number: int, name: str) -> bool:

@@ -14,7 +14,10 @@ TITLES = {"weights": "Single weights", "channels": "Whole channels", "bits": "Bi
 ASKED = {"weights": "sparsity, %", "channels": "share of channels, %", "bits": "bits a weight"}
 """What the amounts of a task are."""
 
-LEGEND = "best of those of equal size; (in brackets) of another size, not in the running"
+OVER = {"weights": ASKED["weights"], "channels": ASKED["channels"], "bits": "kilobytes of the weights"}
+"""What figures are drawn over."""
+
+LEGEND = "best of those of equal or smaller size; (in brackets) larger, not in the running"
 
 
 def tasks(comparison: Comparison) -> list[str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from de_plugin import Comparison
+from de_plugin.compare.figures import drawings
 from de_plugin.compare.page import page as html
 from de_plugin.compare.report import Files
 from de_plugin.compare.summary import cells, wins
@@ -77,6 +78,23 @@ def test_markdown_holds_tables_failures_settings_and_the_command(files: Files) -
     figures = re.findall(r"\]\((figures/[^)]*)\)", text)
     assert figures
     assert all((files.markdown.parent / path).is_file() for path in figures)
+
+
+def test_figures_of_bits_stand_over_bytes_and_show_each_layer() -> None:
+    layers = [["conv1.weight", 7.5], ["fc1.weight", 2.25]]
+    rows = [
+        row("bits", "de_plugin", name, bits, 0, bits=bits, bytes=1000 * bits + more, layers=layers)
+        for name, more in (("de", 250), ("uniform", 0))
+        for bits in (3, 5)
+    ]
+    made = Comparison(tuple(rows), settings(task=("bits",), bits=(3.0, 5.0), seeds=(0,)), {})
+    found = {drawing.name: drawing for drawing in drawings(made)}
+    assert "kilobytes of the weights" in found["bits-score-de_plugin"].svg
+    heat = [d for name, d in found.items() if name.startswith("bits-layers")]
+    assert heat
+    assert "bits a weight by layer" in heat[0].title
+    assert "7.5" in heat[0].svg
+    assert "2.2" in heat[0].svg
 
 
 def test_tables_of_bits_show_what_methods_took_and_not_only_what_was_asked() -> None:
@@ -167,9 +185,9 @@ def test_tables_can_be_read_aloud_sorted_and_scrolled(page: Page) -> None:
 
 def test_figures_have_words_and_open_by_a_button(page: Page) -> None:
     figures = page.all("figure")
-    drawings = page.all("svg")
-    assert len(figures) == len(drawings) > 8
-    assert all(a["role"] == "img" and a["aria-labelledby"] and a["aria-describedby"] for a in drawings)
+    images = page.all("svg")
+    assert len(figures) == len(images) > 8
+    assert all(a["role"] == "img" and a["aria-labelledby"] and a["aria-describedby"] for a in images)
     buttons = [a for a in page.all("button") if a.get("class") == "zoom"]
     assert len(buttons) == len(figures)
     assert all(a["aria-haspopup"] == "dialog" and a["aria-label"].startswith("Enlarge: ") for a in buttons)
@@ -195,8 +213,9 @@ def test_a_comparison_without_scores_or_rows_has_a_page_too(tmp_path: Path) -> N
     assert "failed" in broken.report(tmp_path / "broken").page.read_text(encoding="utf-8")
 
 
-def test_the_best_is_best_of_equal_size_only() -> None:
+def test_the_best_is_no_larger_than_the_others() -> None:
     rows = [
+        row("channels", "a", "fpgm", 0.5, 0, macs=0.5e6, divergence=0.25, score=70.0),
         row("channels", "a", "de", 0.5, 0, divergence=0.2, score=90.0),
         row("channels", "a", "lamp", 0.5, 0, divergence=0.3, score=80.0),
         row("channels", "a", "taylor", 0.5, 0, divergence=0.4, score=80.0),
@@ -207,7 +226,7 @@ def test_the_best_is_best_of_equal_size_only() -> None:
     made = Comparison(tuple(rows), settings(), {})
     found = {c.method: c for c in cells(made, "channels")}
     assert found["de"].best == ("score", "divergence")
-    assert [m for m, c in found.items() if c.competes] == ["de", "lamp", "taylor"]
+    assert [m for m, c in found.items() if c.competes] == ["fpgm", "de", "lamp", "taylor"]
     assert wins(made, "channels", "score") == (1, 1)
     assert "(0)" in str(made)
     assert "(1 failed)" in str(made)

@@ -95,6 +95,10 @@ def test_convolutions_keep_their_bits_but_in_directed_evolution() -> None:
     first, last = parameters["6.weight"], parameters["8.weight"]  # rows of 72 and 16 weights
     linear = first.numel() + last.numel()
     scales = 16 * (3 * len(first) + len(last))
+    assert [n for n, b in rtn.layers if b != 32] == ["6.weight", "8.weight"]
+    assert max(b for _, b in de.layers) < 16  # tables are much of so few weights
+    assert [n for n, _ in de.layers] == [n for n, _ in rtn.layers]
+    assert rtn.bytes == rtn.bits * (conv + linear) / 8
     assert rtn.bits == (32 * conv + 4 * linear + scales) / (conv + linear)
     assert de.bits < 6 < rtn.bits
 

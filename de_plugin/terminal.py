@@ -148,9 +148,13 @@ def keep(path: Path, context: typer.Context, **resolved: Any) -> None:
         context: of the command.
         resolved: options as they were used, where they had not been given; None: there is none.
     """
-    told = f"de_plugin {__version__}, torch {torch.__version__}, {torch.get_num_threads()} threads"
     given = {**options(context), **{name: x for name, x in resolved.items() if x is not None}}
-    config.save(path, given, told)
+    config.save(path, given, surroundings())
+
+
+def surroundings() -> str:
+    """Return in a line what the bits of a run depend on beside its options."""
+    return f"de_plugin {__version__}, torch {torch.__version__}, {torch.get_num_threads()} threads"
 
 
 def document(value: Any) -> str:

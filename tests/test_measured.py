@@ -24,6 +24,27 @@ def test_every_measured_file_is_shown_as_it_was_measured() -> None:
         assert files.line(one) in text, files.line(one)
 
 
+def test_the_table_of_coders_is_as_it_was_measured() -> None:
+    rows = json.loads((BENCHMARKS / "measured" / "coders.json").read_text())["rows"]
+    sizes: dict[tuple[str, float], dict[str, int]] = {}
+    for one in rows:
+        sizes.setdefault((one["network"], one["sparsity"]), {})[one["coder"]] = one["bytes"]
+    text = (ROOT / "README.md").read_text()
+    names = {"lenet300": "LeNet-300-100", "lenet5": "LeNet-5", "yolov3-tiny": "YOLOv3-tiny"}
+    shown = 0
+    for (network, sparsity), found in sizes.items():
+        head = f"| {names.get(network)}, {100 * sparsity:.0f} % | "
+        if head in text:
+            others = " | ".join(f"{found[x]:,}" for x in ("nncodec", "static range", "xz", "zstd-22"))
+            assert f"{head}**{found['de']:,}** | {others} |" in text
+            assert found["de"] < (0.97 if sparsity >= 0.95 else 1) * found["nncodec"]
+            assert found["de"] <= 0.85 * found["zstd-22"]
+            shown += 1
+    assert shown == text.count(" % | **")
+    [large] = [one for one in rows if one["network"] == "yolov3"]
+    assert large["encode_seconds"] + large["decode_seconds"] < 60
+
+
 def test_every_measured_pair_of_levels_is_shown_as_it_was_measured() -> None:
     table = benchmark("dropin_table")
     path = BENCHMARKS / "measured" / "dropin-neural-compressor.json"

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from de_plugin.adapters.neural_compressor.resolving import escaped
 from de_plugin.assess.teacher import Forward, plain_forward
-from de_plugin.errors import ArgumentError, MissingDependencyError
+from de_plugin.errors import ArgumentError, MissingDependencyError, StructureError
 
 with warnings.catch_warnings():  # the host is older than the torch it runs on
     warnings.simplefilter("ignore")
@@ -48,6 +48,7 @@ class BuiltIn:
         bits: the only number that it knows; None: the host says which it refuses.
         calibrates: whether it sees data.
         needs: a package that the host does not install for it, as it is imported; empty where it needs none.
+        wants: the kind of model that it works on, where that is not any; empty where it is.
     """
 
     config: Callable[..., Any]
@@ -57,6 +58,7 @@ class BuiltIn:
     bits: int | None = None
     calibrates: bool = False
     needs: str = ""
+    wants: str = ""
 
 
 def _nf4(_bits: int, group: int, **more: Any) -> Any:
@@ -76,13 +78,20 @@ def _of(kind: Any) -> Callable[..., Any]:
     return lambda bits, group, **more: kind(bits=bits, group_size=group, **more)
 
 
+_BLOCKS = "a transformer whose blocks stand in an nn.ModuleList"
+
 BUILT_IN: Mapping[str, BuiltIn] = {
     "rtn": BuiltIn(_rtn),
     "nf4": BuiltIn(_nf4, bits=4),
     "hqq": BuiltIn(_of(HQQConfig), beside=24, group=20, divides=True),
-    "gptq": BuiltIn(_gptq, calibrates=True, needs="accelerate"),
-    "awq": BuiltIn(_of(AWQConfig), calibrates=True),
-    "autoround": BuiltIn(_of(AutoRoundConfig), calibrates=True, needs="auto_round"),
+    "gptq": BuiltIn(_gptq, calibrates=True, needs="accelerate", wants=_BLOCKS),
+    "awq": BuiltIn(_of(AWQConfig), calibrates=True, wants=_BLOCKS),
+    "autoround": BuiltIn(
+        _of(AutoRoundConfig),
+        calibrates=True,
+        needs="auto_round",
+        wants="a model of Hugging Face's transformers",
+    ),
 }
 """By name. TEQ is left out: in 3.10 it rounds to 4 bits whatever it is asked for, and packs them as fewer."""
 
@@ -109,6 +118,7 @@ def quantized(
     Raises:
         ArgumentError: the algorithm has no such number of bits.
         MissingDependencyError: it needs a package that is not installed.
+        StructureError: it has failed, and wants another kind of model.
     """
     entry, seen = BUILT_IN[name], inputs[:CALIBRATION]
     if entry.bits not in (None, bits):
@@ -126,8 +136,15 @@ def quantized(
     more: dict[str, Any] = {} if layers is None else {"white_list": [f"^{escaped(n)}$" for n in layers]}
     given = {"run_fn": calibrate} if entry.calibrates else {}
     config = entry.config(bits, group_of(name, model, bits, layers), **more)
-    with quiet():
-        result: nn.Module = quantize(copy.deepcopy(model), config, example_inputs=seen[:1], **given)
+    try:
+        with quiet():
+            result: nn.Module = quantize(copy.deepcopy(model), config, example_inputs=seen[:1], **given)
+    except (Exception, SystemExit) as error:
+        if not entry.wants:
+            raise
+        raise StructureError(
+            f"{name} wants {entry.wants}; it failed ({type(error).__name__}: {error})"
+        ) from error
     return result
 
 

@@ -62,7 +62,9 @@ def _evolved(case: Case, rounding: str = "nearest") -> Pruned:
     with quiet():
         model: Any = quantize(case.copy(), config)
     held = levels_of(model)
-    return Pruned(model, bits=coded(model), layers=layer_bits({n: held[n] for n in case.weights if n in held}))
+    return Pruned(
+        model, bits=coded(model), layers=layer_bits({n: held[n] for n in case.weights if n in held})
+    )
 
 
 def _built_in(name: str, case: Case) -> Pruned:

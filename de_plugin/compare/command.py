@@ -127,7 +127,7 @@ def add(app: typer.Typer, rank: int) -> None:
 
             def progress(step: Step) -> None:
                 if not (output / CONFIG).exists():
-                    config.save(output / CONFIG, chosen)
+                    config.save(output / CONFIG, chosen, terminal.surroundings())
                 name = f"{step.method.host}: {step.method.name}, {amount(step.method.task, step.sparsity)}"
                 tell(f"{step.done} of {step.total}, {name}", step.done, step.total)
 
@@ -150,7 +150,7 @@ def add(app: typer.Typer, rank: int) -> None:
             if rank > 0:
                 return
             tell("drawing")
-            config.save(output / CONFIG, chosen)
+            config.save(output / CONFIG, chosen, terminal.surroundings())
             again = f"de-plugin compare --config {shlex.quote(str(output / CONFIG))} --output another"
             files = found.report(output, command=f"{again}\n\n# {CONFIG}\n{config.written(chosen)}")
         _print(found, files.page, as_json)

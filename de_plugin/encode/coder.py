@@ -24,7 +24,7 @@ _TRIAL = 200
 _ENOUGH, _ENOUGH_NONZEROS = 1 << 16, 1 << 14
 _SPECIAL = 4
 _MANY = 10_000
-"""Nonzeros times their density from which on there are fewer steps: .1 % more bytes in half the time.
+"""Nonzeros times their density from which on there are fewer steps: some .1 % more bytes in half the time.
 
 Not where columns belong together in another way than the shape suggests: they are torn apart too often.
 """

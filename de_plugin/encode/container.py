@@ -70,8 +70,8 @@ class Container:
 
     Args:
         source: the file; it is closed with the container, or if it cannot be read.
-        max_bytes: the memory that all tensors together may need; None: half a GiB or 4,096 times the
-            file's length, whichever is more, and at most 64 GiB.
+        max_bytes: the memory that all tensors together, and decoding the largest, may need; None: half a
+            GiB or 4,096 times the file's length, whichever is more, and at most 64 GiB.
 
     Attributes:
         metadata: the user's.

@@ -39,6 +39,7 @@ _DICTIONARY = (
     b"conv1.weight\0conv1.bias\0conv2.weight\0conv2.bias\0fc.weight\0fc.bias\0"
     b"fc1.weight\0fc1.bias\0fc2.weight\0fc2.bias\0fc3.weight\0fc3.bias\0"
 )
+_WORKING = 24  # bytes of memory for each symbol while a tensor is decoded
 _LARGEST = 2**26  # bytes of a manifest; 100,000 entries need a tenth of that
 
 
@@ -110,7 +111,7 @@ def unpack(stored: bytes, length: int, deflated: bool, limit: int) -> Manifest:
         stored: the bytes in the file.
         length: the bytes of the manifest when inflated.
         deflated: whether it is.
-        limit: the bytes that all tensors and tables together may need in memory.
+        limit: the bytes that all tensors and tables together may need in memory, and decoding the largest.
 
     Raises:
         FileError: the manifest is damaged, or promises more than `limit`.
@@ -123,18 +124,20 @@ def unpack(stored: bytes, length: int, deflated: bool, limit: int) -> Manifest:
     if len(set(names)) != count:
         raise FileError("the manifest is damaged: a name comes twice")
     known = []
-    needed = 0
+    needed = working = 0
     for _ in range(reader.varint()):
         known.append(tables.unpack(reader, limit - needed))
         needed += known[-1].numbers.numel() * 4
     entries = []
     for entry in _entries(reader, names, known):
         needed += 0 if entry.same is not None else entry.dense_bytes
-        if needed > limit:
+        if entry.table is not None and entry.length:
+            working = max(working, _WORKING * entry.elements)
+        if needed + working > limit:
             raise FileError(
-                f"up to entry {entry.name!r} of shape {entry.shape}, {needed} bytes of memory are needed, "
-                f"more than the {limit} expected of such a file: if you trust it, give "
-                f"max_bytes={needed} or more"
+                f"up to entry {entry.name!r} of shape {entry.shape}, {needed + working} bytes of memory are "
+                f"needed, more than the {limit} expected of such a file: if you trust it, give "
+                f"max_bytes={needed + working} or more"
             )
         entries.append(entry)
     reader.finish()

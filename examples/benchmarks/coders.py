@@ -33,6 +33,8 @@ from de_plugin.zoo import darknet, teacher
 
 Symbols = npt.NDArray[np.int32]
 Layers = dict[str, Symbols]
+Coded = tuple[int, float, float | None]
+"""Bytes, seconds to encode, and to decode; None where that is not timed."""
 LEVELS = 7
 NNCODEC = """
 import json, sys, time
@@ -128,9 +130,9 @@ def general(
     return sum(map(len, data)), middle - started, time.process_time() - middle
 
 
-def coders(python: Path | None) -> dict[str, Callable[[Layers], tuple[int, float, float]]]:
+def coders(python: Path | None) -> dict[str, Callable[[Layers], Coded]]:
     """Return the coders that can run here, by name."""
-    found: dict[str, Callable[[Layers], tuple[int, float, float]]] = {"de": ours, "static range": static}
+    found: dict[str, Callable[[Layers], Coded]] = {"de": ours, "static range": static}
     found["xz"] = lambda layers: general(
         layers, lambda x: lzma.compress(x, preset=9 | lzma.PRESET_EXTREME), lzma.decompress
     )
@@ -148,7 +150,7 @@ def coders(python: Path | None) -> dict[str, Callable[[Layers], tuple[int, float
     return found
 
 
-def nncodec(layers: Layers, python: Path) -> tuple[int, float, float]:
+def nncodec(layers: Layers, python: Path) -> Coded:
     """Return the bytes of DeepCABAC; its decoder is not timed."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "symbols.npz"
@@ -157,7 +159,7 @@ def nncodec(layers: Layers, python: Path) -> tuple[int, float, float]:
             [str(python), "-c", NNCODEC, str(path)], capture_output=True, text=True, check=True
         )
     told = json.loads(done.stdout)
-    return told["bytes"], told["encode_seconds"], float("nan")
+    return told["bytes"], told["encode_seconds"], None
 
 
 def main() -> None:

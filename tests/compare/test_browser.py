@@ -59,6 +59,22 @@ def loaded(page: Path, width: int) -> tuple[str, str]:
     return done.stdout, "\n".join(line for line in done.stderr.splitlines() if "CONSOLE" in line)
 
 
+WIDTHS = """
+const page = document.documentElement;
+document.body.dataset.said = `${page.clientWidth < 520} ${page.scrollWidth <= page.clientWidth}`;
+"""
+
+
+def test_a_narrow_window_scrolls_tables_and_not_the_page(tmp_path: Path) -> None:
+    text = comparison().report(tmp_path / "report").page.read_text(encoding="utf-8")
+    narrow = tmp_path / "narrow.html"
+    bare = re.sub(r"<meta http-equiv[^>]*>", "", text)
+    narrow.write_text(bare.replace("</body>", f"<script>{{{WIDTHS}}}</script></body>"), encoding="utf-8")
+    dom, console = loaded(narrow, 500)  # the narrowest that it makes
+    assert console == ""
+    assert 'data-said="true true"' in dom
+
+
 def test_the_console_stays_empty_and_buttons_work(tmp_path: Path) -> None:
     page = comparison().report(tmp_path / "report").page
     dom, console = loaded(page, 1280)

@@ -114,7 +114,7 @@ def test_a_method_that_wants_to_end_the_process_ends_itself_only() -> None:
         sys.exit(-1)
 
     rows = compared(methods=[Method("weights", "mine", "leaving", leaving), ZEROING]).rows
-    assert [(r.method, r.error) for r in rows] == [("leaving", "SystemExit: -1"), ("zeroing", None)]
+    assert [(r.method, r.error) for r in rows] == [("leaving", "SystemExit: -1"), ("zeroing", "")]
 
 
 def test_outputs_that_are_not_finite_are_a_failure() -> None:

@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
 WORKERS ?= auto
+TESTS = -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+ENGINE = $(TESTS) -W ignore::DeprecationWarning tests/assess tests/criteria tests/evolve tests/prune tests/quantize tests/encode
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test minimum wheel lint docs clean
@@ -14,13 +16,12 @@ demo: $(STAMP) ## prune a network on real data and show what it costs
 	@$(BIN)/python examples/demo.py
 
 test: $(STAMP) ## run all tests, in as many processes as WORKERS= says
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+	@OMP_NUM_THREADS=1 $(BIN)/python $(TESTS)
 
 minimum: ## run the engine's tests with the oldest versions it declares; downloads gigabytes
 	@$(PYTHON) -m venv .venv-minimum
 	@.venv-minimum/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-minimum.txt -e '.[test]'
-	@OMP_NUM_THREADS=1 .venv-minimum/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -W ignore::DeprecationWarning \
-		tests/assess tests/criteria tests/evolve tests/prune tests/quantize tests/encode
+	@OMP_NUM_THREADS=1 .venv-minimum/bin/python $(ENGINE)
 
 wheel: $(STAMP) ## install the wheel with another PYTHON= and run the engine's tests on it; may download gigabytes
 	@rm -rf build/wheel .venv-wheel
@@ -28,8 +29,7 @@ wheel: $(STAMP) ## install the wheel with another PYTHON= and run the engine's t
 	@$(PYTHON) -m venv .venv-wheel
 	@.venv-wheel/bin/python -m pip install --quiet --disable-pip-version-check "$$(ls build/wheel/*.whl)[cli,test]"
 	@cp -r tests pyproject.toml build/wheel
-	@cd build/wheel && OMP_NUM_THREADS=1 ../../.venv-wheel/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder \
-		-W ignore::DeprecationWarning tests/assess tests/criteria tests/evolve tests/prune tests/quantize tests/encode
+	@cd build/wheel && OMP_NUM_THREADS=1 ../../.venv-wheel/bin/python $(ENGINE)
 
 lint: $(STAMP) ## check style, formatting, types and the direction of imports
 	@$(BIN)/ruff check .

@@ -100,3 +100,25 @@ def test_levels_of_a_built_in_stand_beside_those_at_its_damage() -> None:
     assert table.pairs(rows) == [
         "| ViT, rtn 4 | 5.10 / **2.50** | 4,000 / **3,000** | **0.01** / 0.02 | 0.5000 / 0.5000 |"
     ]
+
+
+def test_the_first_figure_draws_the_first_table(tmp_path: Path) -> None:
+    masks = benchmark("masks_table")
+    found = masks.read((ROOT / "README.md").read_text())
+    assert len(found) == 8
+    assert {len(points) for points in found.values()} == {7}
+    assert found["de"][-1] == (98.0, 83.29, 0.54)
+    masks.draw(found, tmp_path / "masks.svg")
+    drawn, kept = ((p / "masks.svg").read_text() for p in (tmp_path, ROOT / "docs" / "pictures"))
+    lines = [[x for x in page.splitlines() if "Matplotlib v" not in x] for page in (drawn, kept)]
+    assert len(lines[0]) > 1000
+    assert lines[0] == lines[1]  # else: masks_table.py README.md --plot docs/pictures/masks.svg
+
+
+def test_a_table_of_masks_is_read_as_it_was_written() -> None:
+    masks = benchmark("masks_table")
+    rows = [
+        {"method": method, "sparsity": sparsity, "accuracy": accuracy}
+        for method, sparsity, accuracy in (("de", 0.5, 94.0), ("de", 0.5, 95.0), ("obs", 0.5, 93.5))
+    ]
+    assert masks.read(masks.table(rows)) == {"de": [(50.0, 94.5, 0.71)], "obs": [(50.0, 93.5, 0.0)]}

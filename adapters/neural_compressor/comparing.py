@@ -14,11 +14,11 @@ from typing import Any
 
 from de_plugin.adapters.neural_compressor import DEQuantConfig
 from de_plugin.adapters.neural_compressor.builtin import BUILT_IN, quantized, quiet
-from de_plugin.adapters.neural_compressor.counting import coded, stored, with_plain_layers
+from de_plugin.adapters.neural_compressor.counting import stored, with_plain_layers
 from de_plugin.adapters.neural_compressor.parts import layer_of
 from de_plugin.adapters.neural_compressor.saving import levels_of
 from de_plugin.compare import Case, Host, Method, Pruned
-from de_plugin.compare.case import layer_bits
+from de_plugin.compare.case import layer_bits, mean_bits
 
 with warnings.catch_warnings():  # the host is older than the torch it runs on
     warnings.simplefilter("ignore")
@@ -62,22 +62,22 @@ def _evolved(case: Case, rounding: str = "nearest") -> Pruned:
     with quiet():
         model: Any = quantize(case.copy(), config)
     held = levels_of(model)
-    return Pruned(
-        model, bits=coded(model), layers=layer_bits({n: held[n] for n in case.weights if n in held})
-    )
+    levels = {name: held[name] for name in case.weights if name in held}
+    return Pruned(model, bits=mean_bits(levels.values()), layers=layer_bits(levels))
 
 
 def _built_in(name: str, case: Case) -> Pruned:
     """Quantize a copy by an algorithm of the host; where all layers may go it chooses by itself."""
     layers = _layers(case) if case.include or case.exclude else None
     found = quantized(name, case.model, case.bits, case.inputs, forward=case.forward, layers=layers)
-
-    def mean(*weights: str) -> float:
-        return stored(name, case.model, case.bits, found, weights, layers=layers).mean
-
-    each = tuple((weight, mean(weight)) for weight in case.weights)
-    bits = mean(*case.weights)
-    return Pruned(with_plain_layers(case.model, found), evaluations=0, bits=bits, layers=each)
+    each = {w: stored(name, case.model, case.bits, found, [w], layers=layers) for w in case.weights}
+    bits = sum(x.total for x in each.values()) / sum(x.weights for x in each.values())
+    return Pruned(
+        with_plain_layers(case.model, found),
+        evaluations=0,
+        bits=bits,
+        layers=tuple((weight, x.mean) for weight, x in each.items()),
+    )
 
 
 def _layers(case: Case) -> list[str]:

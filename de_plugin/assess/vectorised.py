@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any
 
 import torch
 from torch import nn
 
 FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, LookupError)
 """What a model may raise that cannot be run for many candidates at once."""
-_OUT_OF_MEMORY: Any = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)  # the latter before 2.5
 
 
 class BatchingError(Exception):
@@ -38,7 +36,7 @@ def failures() -> Iterator[None]:
     try:
         yield
     except FAILURES as error:
-        if isinstance(error, _OUT_OF_MEMORY) or "can't allocate memory" in str(error):
+        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
             raise RoomError(str(error)) from error
         raise BatchingError(error) from error
 

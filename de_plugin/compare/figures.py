@@ -152,8 +152,7 @@ def _curves_of_size(comparison: Comparison, task: str, found: list[Cell]) -> Ite
 
 
 def _lines(axes: Axes, task: str, host: str, found: list[Cell], measure: str, whole: float | None) -> None:
-    looks = _looks([(c.host, c.method) for c in found])
-    for key, look in looks.items():
+    for key, look in looks([(c.host, c.method) for c in found]).items():
         points = []
         for cell in found:
             value = cell.value(measure)
@@ -200,7 +199,7 @@ def _colours(keys: list[tuple[str, str]]) -> dict[tuple[str, str], dict[str, Any
     }
 
 
-def _looks(keys: list[tuple[str, str]]) -> dict[tuple[str, str], dict[str, Any]]:
+def looks(keys: list[tuple[str, str]]) -> dict[tuple[str, str], dict[str, Any]]:
     """Return colour, marker and line of each method: warm and thick for Directed Evolution."""
     result: dict[tuple[str, str], dict[str, Any]] = {}
     ours = theirs = 0
@@ -218,7 +217,7 @@ def _looks(keys: list[tuple[str, str]]) -> dict[tuple[str, str], dict[str, Any]]
     return result
 
 
-# -- sparsity and bits by layer -----------------------------------------------------------------------------
+# -- sparsity and bits by layer --------------------------------------------------------------------
 
 
 def _layers(task: str, found: list[Cell]) -> Iterator[Drawing]:
@@ -276,9 +275,9 @@ def _searches(task: str, found: list[Cell]) -> Iterator[Drawing]:
             continue
 
         def draw(axes: Axes, mine: list[Cell] = mine) -> None:
-            looks = _colours([(c.host, c.method) for c in mine])
+            shades = _colours([(c.host, c.method) for c in mine])
             for cell in mine:
-                look = looks[cell.host, cell.method]
+                look = shades[cell.host, cell.method]
                 for number, row in enumerate(cell.rows):
                     points = [(n, v) for n, v in row.curve if v > 0]
                     name = label(f"{cell.host}: {cell.method}") if number == 0 else "_"

@@ -80,12 +80,10 @@ def pairs(rows: list[Row]) -> list[str]:
 def _both(theirs: float, ours: float, form: str) -> str:
     """Return two numbers as they are written, the smaller one bold."""
     texts = [f"{x:{form}}" for x in (theirs, ours)]
-    less = texts[0] != texts[1]
-    return (
-        f"{texts[0]} / **{texts[1]}**"
-        if less and ours < theirs
-        else (f"**{texts[0]}** / {texts[1]}" if less else " / ".join(texts))
-    )
+    if texts[0] != texts[1]:
+        less = int(ours < theirs)
+        texts[less] = f"**{texts[less]}**"
+    return " / ".join(texts)
 
 
 def _pair(rows: list[Row], rivals: list[Row]) -> str:

@@ -9,9 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-_OURS = ("#d55e00", "#e69f00", "#c2185b")
-_OTHERS = ("#3b8fd4", "#009e73", "#cc79a7", "#56b4e9", "#8c6d31", "#7f7f7f")
-_MARKERS = "osDv^X"
+from de_plugin.compare.figures import looks
 
 
 def table(rows: Iterable[dict[str, Any]]) -> str:
@@ -54,30 +52,23 @@ def read(text: str) -> dict[str, list[tuple[float, float, float]]]:
 
 def draw(found: dict[str, list[tuple[float, float, float]]], path: Path) -> None:
     """Draw accuracy over sparsity, error bars over seeds."""
-    import matplotlib as mpl
+    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    mpl.rcParams["svg.hashsalt"] = "masks"
     figure = Figure(figsize=(7.2, 3.9), layout="constrained")
     axes = figure.subplots()
-    ours = theirs = 0
-    for name, points in found.items():
-        x, y, spread = zip(*points, strict=True)
-        if name.startswith("de"):
-            look: dict[str, Any] = {"color": _OURS[ours % len(_OURS)], "linewidth": 2.2, "zorder": 3}
-            ours += 1
-        else:
-            look = {"color": _OTHERS[theirs % len(_OTHERS)], "linewidth": 1.1}
-            theirs += 1
-        marker = _MARKERS[(ours if name.startswith("de") else theirs) % len(_MARKERS)]
-        axes.errorbar(x, y, yerr=spread, label=name, marker=marker, markersize=4, **look)
+    for (_, name), look in looks([("", name) for name in found]).items():
+        x, y, spread = zip(*found[name], strict=True)
+        axes.errorbar(x, y, yerr=spread, label=name, **look)
     axes.set_xlabel("weights zeroed, %")
     axes.set_ylabel("test accuracy, %")
     axes.set_ylim(30, 100)
     axes.set_xticks([p[0] for p in next(iter(found.values()))])
     axes.grid(alpha=0.3)
     axes.legend(loc="lower left", ncols=2, fontsize=8)
-    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None, facecolor="white")
+    with rc_context({"svg.hashsalt": "masks"}):
+        dateless = {"Date": None} if path.suffix == ".svg" else None
+        figure.savefig(path, metadata=dateless, facecolor="white")
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ from de_plugin.adapters.neural_compressor.settings import ENTROPY, Choice
 from de_plugin.encode.quantized import Quantized
 from de_plugin.quantize.compensate import Quadratic
 from de_plugin.quantize.entropy import HIGH_RATE, EntropyConstrained
+from de_plugin.quantize.ladder import Ladder
 from de_plugin.quantize.layerwise import CompensatedRates
 from de_plugin.quantize.rates import Rates
 from de_plugin.quantize.rounding import Compensated
@@ -46,8 +47,9 @@ class _Remembering(CompensatedRates):
 class Compensating:
     """Gives the layers of a network the levels that are asked for, and moves biases that get levels as well.
 
-    The step of a layer is the one of least error at its number of bits, on the inputs that it has where no
-    other layer has levels. A price on bits ("entropy") zeroes weights at that step.
+    The levels of a layer are those of least error at its number of bits, on the inputs that it has where no
+    other layer has levels: equal steps, and a few for weights far beyond them. A price on bits ("entropy")
+    zeroes weights at that step.
 
     Args:
         student: the network.
@@ -57,20 +59,20 @@ class Compensating:
     def __init__(self, student: Student, how: Compensated) -> None:
         self._student = student
         self._rates = _Remembering.around(Rates.of(student), how)
-        self._steps: dict[tuple[int, int], float] = {}
+        self._ladders: dict[tuple[int, int], Ladder] = {}
 
     def prepare(self, asked: Mapping[str, Sequence[Choice]]) -> None:
-        """Find the steps of all that may be asked for, in one pass.
+        """Find the levels of all that may be asked for, in one pass.
 
         Args:
             asked: by parameter name.
         """
         numbers = self._numbers(asked)
-        limits = {n: dict.fromkeys(_limit(choice) for choice in asked[name]) for name, n in numbers.items()}
-        new = {n: [x for x in mine if (n, x) not in self._steps] for n, mine in limits.items()}
+        counts = {n: dict.fromkeys(2**choice.bits for choice in asked[name]) for name, n in numbers.items()}
+        new = {n: [x for x in mine if (n, x) not in self._ladders] for n, mine in counts.items()}
         new = {n: mine for n, mine in new.items() if mine}
         if new:
-            self._steps |= self._rates.limited(new)
+            self._ladders |= self._rates.limited(new)
 
     def levels(self, asked: Mapping[str, Choice]) -> dict[str, Quantized]:
         """Return the levels of some weights by parameter name, all others without levels, and of the biases.
@@ -79,19 +81,17 @@ class Compensating:
             asked: by parameter name.
         """
         self.prepare({name: [choice] for name, choice in asked.items()})
-        rules = {n: self._rule(n, asked[name]) for name, n in self._numbers(asked).items()}
-        return self._rates.ruled(rules, self._student.quantized_biases())
+        numbers = self._numbers(asked)
+        rules = {n: _rule(asked[name]) for name, n in numbers.items()}
+        keys = {n: (n, 2 ** asked[name].bits) for name, n in numbers.items()}
+        # without a ladder its inputs are no matrix, and it is rounded alone
+        ladders = {n: self._ladders[key] for n, key in keys.items() if key in self._ladders}
+        return self._rates.ruled(rules, self._student.quantized_biases(), ladders)
 
     def _numbers(self, names: Container[str]) -> dict[str, int]:
         return {part.name: n for n, part in enumerate(self._student.parts) if part.name in names}
 
-    def _rule(self, number: int, choice: Choice) -> EntropyConstrained:
-        price = choice.price * HIGH_RATE if choice.codebook == ENTROPY else 0.0
-        # without a step its inputs are no matrix, and it is rounded alone
-        step = self._steps.get((number, _limit(choice)))
-        return EntropyConstrained(bits=choice.bits, step=step, price=price)
 
-
-def _limit(choice: Choice) -> int:
-    """Return the largest symbol of so many bits."""
-    return int(2 ** (choice.bits - 1)) - 1
+def _rule(choice: Choice) -> EntropyConstrained:
+    price = choice.price * HIGH_RATE if choice.codebook == ENTROPY else 0.0
+    return EntropyConstrained(bits=choice.bits, price=price)

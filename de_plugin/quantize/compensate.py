@@ -8,7 +8,7 @@ with zero among the levels and a rate). Then single levels change wherever error
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -81,6 +81,7 @@ def compensated(
     rounds: int = 1,
     sweeps: int = 6,
     limit: int | None = None,
+    given: Tensor | None = None,
 ) -> Tensor:
     """Return symbols whose multiples of the step cost least, bits included.
 
@@ -92,19 +93,26 @@ def compensated(
         rounds: of the pass over all columns; each knows the bits of the one before.
         sweeps: at most so many times single symbols change afterwards.
         limit: the largest symbol, >= 1; None: as large as the step needs.
+        given: ``(rows, inputs)``, values that some weights have and keep, whose errors others make good; 0
+            where a symbol is looked for; None: for all.
 
     Returns:
-        int32 ``(rows, inputs)``, on the CPU.
+        int32 ``(rows, inputs)``, on the CPU; 0 where a value is given.
     """
     largest = _LARGEST if limit is None else limit
-    layer = _Layer.of(form, kept, step)
+    layer = _Layer.of(form, kept, step, given)
     symbols = np.clip(np.rint(layer.solution), -largest, largest) * layer.kept
     for _ in range(rounds):
         symbols = _passed(layer, _Bits.of(symbols, price, largest))
     return torch.from_numpy(_settled(layer, symbols, price, sweeps, largest).T.astype(np.int32))
 
 
-def best_step(forms: Sequence[tuple[Quadratic, Tensor]], start: float, limit: int) -> float:
+def best_step(
+    forms: Sequence[tuple[Quadratic, Tensor]],
+    start: float,
+    limit: int,
+    given: Callable[[float], Sequence[Tensor]] | None = None,
+) -> float:
     """Return the step of least error near another, for a layer whose symbols are limited.
 
     Rows are independent, and a step is one number: some rows of a large layer tell it.
@@ -113,13 +121,20 @@ def best_step(forms: Sequence[tuple[Quadratic, Tensor]], start: float, limit: in
         forms: the cost of errors of the layer's rows, and which of their weights are not pruned.
         start: where the search begins, > 0.
         limit: the largest symbol.
+        given: returns for a step what `compensated` calls so, one for each form; None: nothing is given.
     """
-    some = [_some(form, kept) for form, kept in forms]
+    chosen = [_chosen_rows(form) for form, _ in forms]
+    some = [_some(form, kept, rows) for (form, kept), rows in zip(forms, chosen, strict=True)]
 
     def error(octaves: float) -> float:
-        step = start * 2.0**octaves
-        found = ((f, compensated(f, kept, step, 0.0, sweeps=0, limit=limit)) for f, kept in some)
-        return float(sum(f.error(symbols.to(f.solution.device) * step) for f, symbols in found))
+        step, total = start * 2.0**octaves, 0.0
+        values = [torch.zeros(1, 1)] * len(some) if given is None else given(step)
+        for (form, kept), rows, all_ in zip(some, chosen, values, strict=True):
+            known = None if given is None else all_[rows]
+            symbols = compensated(form, kept, step, 0.0, sweeps=0, limit=limit, given=known)
+            found = symbols.to(form.solution.device) * step
+            total += form.error(found if known is None else found + known)
+        return total
 
     best, least = 0.0, error(0.0)
     for way in (-_STRIDE, _STRIDE):
@@ -131,12 +146,15 @@ def best_step(forms: Sequence[tuple[Quadratic, Tensor]], start: float, limit: in
     return float(start * 2.0**best)
 
 
-def _some(form: Quadratic, kept: Tensor) -> tuple[Quadratic, Tensor]:
-    """Return the form of at most `_ROWS` rows, at equal distances."""
+def _chosen_rows(form: Quadratic) -> Tensor:
+    """Return at most `_ROWS` rows, at equal distances."""
     count = len(form.solution)
-    if count <= _ROWS:
-        return form, kept
-    rows = torch.arange(_ROWS, device=kept.device) * count // _ROWS
+    rows = torch.arange(min(count, _ROWS), device=form.solution.device)
+    return rows * count // len(rows)
+
+
+def _some(form: Quadratic, kept: Tensor, rows: Tensor) -> tuple[Quadratic, Tensor]:
+    """Return the form of some rows."""
     chosen = {name: getattr(form, name)[rows] for name in ("cross", "importance", "solution")}
     return replace(form, **chosen), kept[rows]
 
@@ -148,6 +166,7 @@ class _Layer:
     Attributes:
         solution: ``(inputs, rows)``.
         kept: 1 where a symbol may differ from zero ``(inputs, rows)``.
+        given: what is known already, in steps ``(inputs, rows)``; 0 where nothing is; None: nowhere.
         importance: what a squared step costs ``(rows,)``.
         factor: see `Quadratic`.
         gram: H.
@@ -160,17 +179,28 @@ class _Layer:
     factor: _Floats
     gram: _Floats
     cross: _Floats
+    given: _Floats | None
 
     @classmethod
-    def of(cls, form: Quadratic, kept: Tensor, step: float) -> _Layer:
+    def of(cls, form: Quadratic, kept: Tensor, step: float, given: Tensor | None) -> _Layer:
+        known = None if given is None or not bool(given.any()) else _array(given.T / step)
         return cls(
             _array(form.solution.T / step),
-            _array(kept.T),
+            _array(kept.T) if known is None else _array(kept.T) * (known == 0),
             _array(step**2 * form.importance),
             _array(form.factor),
             _array(form.gram),
             _array(form.cross.T / step),
+            known,
         )
+
+    def filled(self, at: int, symbols: _Floats) -> _Floats:
+        """Return symbols of an input with what is given put in."""
+        return symbols if self.given is None else np.where(self.given[at] != 0, self.given[at], symbols)
+
+    def bare(self, symbols: _Floats) -> _Floats:
+        """Return symbols of all inputs without what is given."""
+        return symbols if self.given is None else symbols * (self.given == 0)
 
 
 def _array(values: Tensor) -> _Floats:
@@ -255,7 +285,7 @@ def _passed(layer: _Layer, bits: _Bits) -> _Floats:
         errors = np.zeros_like(left[start:stop])
         for at in range(start, stop):
             curvature = layer.importance / factor[at, at] ** 2
-            symbols[at] = bits.chosen(at, left[at], curvature, layer.kept[at])
+            symbols[at] = layer.filled(at, bits.chosen(at, left[at], curvature, layer.kept[at]))
             errors[at - start] = error = (left[at] - symbols[at]) / factor[at, at]
             left[at + 1 : stop] -= factor[at, at + 1 : stop, None] * error
         left[stop:] -= factor[start:stop, stop:].T @ errors
@@ -268,7 +298,7 @@ def _settled(layer: _Layer, symbols: _Floats, price: float, sweeps: int, largest
     diagonal = gram.diagonal()
     slope = gram @ symbols - layer.cross  # half the gradient
     for _ in range(sweeps):
-        bits = _Bits.of(symbols, price, largest)
+        bits = _Bits.of(layer.bare(symbols), price, largest)
         changed = False
         for start in range(0, len(symbols), _BLOCK):
             stop = min(start + _BLOCK, len(symbols))
@@ -277,15 +307,16 @@ def _settled(layer: _Layer, symbols: _Floats, price: float, sweeps: int, largest
             for at in range(start, stop):
                 wanted = symbols[at] - block[at - start] / diagonal[at]
                 before = symbols[at].copy()
-                now = bits.chosen(at, wanted, layer.importance * diagonal[at], layer.kept[at], before)
-                move = now - before
+                known = before if layer.given is None else before * (layer.given[at] == 0)
+                now = bits.chosen(at, wanted, layer.importance * diagonal[at], layer.kept[at], known)
+                move = now - known
                 if move.any():
                     moves[at - start] = move
-                    symbols[at] = now
+                    symbols[at] = layer.filled(at, now)
                     block += gram[at, start:stop, None] * move
             if moves.any():
                 changed = True
                 slope += gram[start:stop].T @ moves
         if not changed:
             break
-    return symbols
+    return layer.bare(symbols)

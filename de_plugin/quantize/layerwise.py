@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -22,6 +23,7 @@ from de_plugin.evolve.search import Genome
 from de_plugin.prune.recover.leastsquares import bias_of
 from de_plugin.quantize.compensate import Quadratic, best_step, compensated
 from de_plugin.quantize.entropy import HIGH_RATE, EntropyConstrained
+from de_plugin.quantize.ladder import Ladder, ladder, spread
 from de_plugin.quantize.rates import Rates
 from de_plugin.quantize.rounding import Compensated, samples_of
 from de_plugin.quantize.student import Quantization
@@ -40,6 +42,12 @@ _DRIFT = 0.25
 """Octaves by which steps grow where the price of a bit grows by two: far fewer weights are left then."""
 
 _CLOSE = 0.006
+
+_ENOUGH = 2
+"""Positions for each input of a layer that show for sure what is lost."""
+
+_FOLDS = 4
+"""Parts of fewer positions, each foretold by the others."""
 
 _Rows = tuple[int, int]
 
@@ -114,13 +122,20 @@ class CompensatedRates(Rates):
         """
         return self.ruled({n: self.rule(n, genome, scale) for n in range(len(self.survivors))}, biases)
 
-    def ruled(self, rules: Mapping[int, EntropyConstrained], biases: Quantization) -> dict[str, Quantized]:
+    def ruled(
+        self,
+        rules: Mapping[int, EntropyConstrained],
+        biases: Quantization,
+        ladders: Mapping[int, Ladder] | None = None,
+    ) -> dict[str, Quantized]:
         """Return the levels of some weights, and the biases moved to where the mean errors vanish.
 
         Args:
             rules: step, price and largest number of levels by weight; other weights stay as they are.
             biases: those that nothing is measured of keep these.
+            ladders: step and levels by weight, instead of those of the rule.
         """
+        ladders = ladders or {}
         student = self.student
         seen = self._seen() & set(rules)
         found: dict[str, Quantized] = dict(biases)
@@ -136,7 +151,8 @@ class CompensatedRates(Rates):
                 key = (call.layer, rows.start)
                 if key not in done and len(self.aims[key]) == len(design):
                     done.add(key)
-                    symbols[call.layer][rows] = self._fitted(call.layer, rows, design, rules[call.layer])
+                    rule, known = rules[call.layer], ladders.get(call.layer)
+                    symbols[call.layer][rows] = self._fitted(call.layer, rows, design, rule, known)
 
         problem = student.problem
         with self._restored(), problem.units.zeroed(problem.kept):
@@ -150,20 +166,20 @@ class CompensatedRates(Rates):
                     bias.data.copy_(self.origins[n])
             found |= student.quantized_biases()
         for n in sorted(seen - lost):
-            step = float(rules[n].step or 0.0)
-            found[student.parts[n].name] = self._levels(n, symbols[n], step)
+            known = ladders.get(n) or Ladder(float(rules[n].step or 0.0), int(symbols[n].abs().max()))
+            found[student.parts[n].name] = self._levels(n, symbols[n], known)
         return found
 
-    def limited(self, wanted: Mapping[int, Collection[int]]) -> dict[tuple[int, int], float]:
-        """Return the steps of least error of layers whose symbols are limited, all others without levels.
+    def limited(self, wanted: Mapping[int, Collection[int]]) -> dict[tuple[int, int], Ladder]:
+        """Return the levels of least error of layers that may have so many, all others without levels.
 
         Args:
-            wanted: the largest symbols by weight.
+            wanted: numbers of levels by weight.
 
         Returns:
-            By weight and largest symbol; weights that nothing is measured of are left out.
+            By weight and number; weights that nothing is measured of are left out.
         """
-        found: dict[tuple[int, int], float] = {}
+        found: dict[tuple[int, int], Ladder] = {}
         forms: dict[int, list[tuple[Quadratic, Tensor]]] = {}
         seen = self._seen() & set(wanted)
         left = {key for key in self.aims if key[0] in seen}
@@ -177,9 +193,8 @@ class CompensatedRates(Rates):
                     forms.setdefault(number, []).append(self._form(number, rows, design)[:2])
             if number in forms and not any(n == number for n, _ in left):
                 mine = forms.pop(number)
-                for limit in wanted[number]:
-                    start = float(Uniform(levels=2 * limit + 1).steps(self.survivors[number])[0])
-                    found[number, limit] = best_step(mine, start, limit)
+                for count in wanted[number]:
+                    found[number, count] = self._ladder(number, mine, count)
 
         problem = self.student.problem
         with problem.units.zeroed(problem.kept):
@@ -187,6 +202,23 @@ class CompensatedRates(Rates):
         return found
 
     # -- one layer -------------------------------------------------------------------------------
+
+    def _ladder(self, number: int, forms: list[tuple[Quadratic, Tensor]], count: int) -> Ladder:
+        """Return the levels of least error, of so many, of a layer whose parts cost what the forms say."""
+        survivors = self.survivors[number]
+        start = float(Uniform(levels=count).steps(survivors)[0])
+        first = ladder(survivors.values, start, count)
+        points = spread(survivors.values)
+        layer = self.student.problem.units.layers[number]
+        live = layer.canonical(layer.parameter.detach()).flatten(1)
+        bounds = np.cumsum([0, *(len(kept) for _, kept in forms)]).tolist()
+
+        def given(step: float) -> list[Tensor]:
+            values = first.moved(points, step).beyond(live)
+            return [values[a:b] * kept for a, b, (_, kept) in zip(bounds, bounds[1:], forms, strict=False)]
+
+        step = best_step(forms, first.step, first.limit, given if first.apart else None)
+        return first.moved(points, step)
 
     def _seen(self) -> set[int]:
         """Return the layers all of whose rows have something to aim at."""
@@ -231,28 +263,61 @@ class CompensatedRates(Rates):
         mean_x, mean_y = inputs.mean(0), aims.mean(0)
         if self._bias(number) is not None:  # it takes what is constant
             inputs, aims = inputs - mean_x, aims - mean_y
-        gram, cross = inputs.T @ inputs / len(inputs), aims.T @ inputs / len(inputs)
         live = layer.canonical(layer.parameter.detach()).flatten(1)[rows]
+        aims = self._surely(inputs, aims, live)
+        gram, cross = inputs.T @ inputs / len(inputs), aims.T @ inputs / len(inputs)
         kept = layer.canonical(self.student.parts[number].kept).flatten(1)[rows].to(live.device)
         cost = self.costs[number, rows.start].to(live.device)
         return Quadratic.of(gram, cross, cost, live, self.how.ridge), kept, mean_x, mean_y
 
-    def _fitted(self, number: int, rows: slice, inputs: Tensor, rule: EntropyConstrained) -> Tensor:
+    def _surely(self, inputs: Tensor, aims: Tensor, live: Tensor) -> Tensor:
+        """Return aims that a layer comes near on inputs it was not fitted to.
+
+        What the layers before have lost is made good by as much as three quarters of few positions foretell
+        of the fourth: more would fit what is peculiar to them.
+        """
+        count, width = inputs.shape
+        if not _FOLDS <= count < _ENOUGH * width:
+            return aims
+        own = inputs @ live.to(inputs.dtype).T
+        lost = aims - own
+        fold = torch.arange(count, device=inputs.device) * _FOLDS // count
+        product = square = 0.0
+        for part in range(_FOLDS):
+            x, y = inputs[fold != part], lost[fold != part]
+            gram = (x.T @ x / len(x)).double()
+            scale = float(gram.diagonal().mean())
+            gram.diagonal().add_(self.how.ridge * scale if scale > 0 else 1.0)
+            move = torch.cholesky_solve((x.T @ y / len(x)).double(), torch.linalg.cholesky(gram))
+            foretold = inputs[fold == part].double() @ move
+            product += float((foretold * lost[fold == part]).sum())
+            square += float(foretold.square().sum())
+        share = min(1.0, max(0.0, product / square)) if square > 0 else 0.0
+        return own + share * lost
+
+    def _fitted(
+        self, number: int, rows: slice, inputs: Tensor, rule: EntropyConstrained, known: Ladder | None
+    ) -> Tensor:
         """Give levels to some rows of a layer, in the model as well, and return their symbols, int32."""
         layer = self.student.problem.units.layers[number]
         form, kept, mean_x, mean_y = self._form(number, rows, inputs)
-        step, price = float(rule.step or 0.0), self._price(number, rule)
-        rounds, sweeps = self.how.rounds, self.how.sweeps
-        limit = None if rule.bits is None and rule.levels is None else (rule.count - 1) // 2
-        symbols = compensated(form, kept, step, price, rounds=rounds, sweeps=sweeps, limit=limit)
         live = layer.canonical(layer.parameter.detach()).flatten(1).clone()
-        live[rows] = symbols.to(live) * step
+        rounds, sweeps = self.how.rounds, self.how.sweeps
+        if known is None:
+            step, limit = float(rule.step or 0.0), None
+            given = torch.zeros_like(live[rows])
+        else:
+            step, limit = known.step, known.limit
+            given = known.beyond(live[rows]) * kept
+        price = self._price(number, replace(rule, step=step))
+        symbols = compensated(form, kept, step, price, rounds=rounds, sweeps=sweeps, limit=limit, given=given)
+        live[rows] = symbols.to(live) * step + given
         layer.parameter.data.copy_(layer.native(live.reshape(layer.shape)))
         bias = self._bias(number)
         if bias is not None:
             shift = mean_y - live[rows].to(mean_x.dtype) @ mean_x
             bias.data[rows] = self.origins[number][rows] + shift.to(bias.dtype)
-        return symbols
+        return symbols if known is None else known.symbols(symbols, given.cpu())
 
     def _bias(self, number: int) -> nn.Parameter | None:
         """Return the bias that goes with a layer, where biases get levels and may move."""
@@ -266,13 +331,14 @@ class CompensatedRates(Rates):
     def _sensitivity(self, number: int) -> float:
         return max(self.student.parts[number].sensitivity, _HARMLESS)
 
-    def _levels(self, number: int, symbols: Tensor, step: float) -> Quantized:
+    def _levels(self, number: int, symbols: Tensor, ladder: Ladder) -> Quantized:
         layer, part = self.student.problem.units.layers[number], self.student.parts[number]
-        low, high = int(symbols.min()), int(symbols.max())
-        low, high = min(low, 0), max(high, 0)
-        levels = torch.tensor(step, dtype=torch.float32) * torch.arange(low, high + 1).float() + 0.0
+        levels, lowest = ladder.table()
+        low, high = min(int(symbols.min()), 0), max(int(symbols.max()), 0)
         native = layer.native(symbols.reshape(layer.shape)).contiguous()
-        return self.student.exact(part, Quantized(native, levels[None], low))
+        return self.student.exact(
+            part, Quantized(native, levels[None, low - lowest : high - lowest + 1], low)
+        )
 
     @contextmanager
     def _restored(self) -> Iterator[None]:

@@ -2,7 +2,7 @@
 
 Hosts that prune: each layer loses the same share of its channels, in one step or several, so that all
 methods leave the same MACs. Samples for the choice are training data; accuracy and divergence are on test
-data, looked at once a row, at its end. The host that quantizes: at a tenth of the damage. A method that fails
+data, looked at once a row, at its end. The host that quantizes: at less damage. A method that fails
 leaves a row with its error. Rows that the file has already are not measured again, but for those with an
 error. See `dropin_networks.py` for what is measured, and `dropin_torch_pruning.py`, `dropin_nni.py` and
 `dropin_neural_compressor.py` for the methods.

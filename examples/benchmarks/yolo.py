@@ -1,13 +1,14 @@
 """A real detector made small: what it still sees, stage by stage, without labels.
 
 Masks first, without a gradient step: the largest weights, Directed Evolution, and what survives solved anew
-("reconstruct"), batch norms matched in all. Then cycles of rising sparsity with distillation between them,
-levels, and the file. Calibration images are those of `--images`, as they are, varied, and four in one; the
-evaluation images are looked at once a row. An object counts that the original finds with more than .5
-(`retained_05`) or .8 (`retained_08`, `objects`) and that is found again: same class, overlap of at least .5,
-score of at least .5, one to one. Extra are detections above .5 that the original does not have. AP50 is the
-COCO one against the labels, where pycocotools is installed and `--labels` given. Rows that the file has are
-not measured again, and networks are kept in `--work`, so that a run goes on where it was cut off.
+("reconstruct"), batch norms matched in all. Then cycles of rising sparsity with distillation between them, on
+images of `--train-size` where that is given, a last distillation at the network's own, levels, and the file.
+Calibration images are those of `--images`, as they are, varied, and four in one; the evaluation images are
+looked at once a row. An object counts that the original finds with more than .5 (`retained_05`) or .8
+(`retained_08`, `objects`) and that is found again: same class, overlap of at least .5, score of at least .5,
+one to one. Extra are detections above .5 that the original does not have. AP50 is the COCO one against the
+labels, where pycocotools is installed and `--labels` given. Rows that the file has are not measured again,
+and networks are kept in `--work`, so that a run goes on where it was cut off.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import itertools
 import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -31,10 +32,10 @@ from yolo_precision import average_precision
 from yolo_settings import check_apart, parsed, settings
 
 import de_plugin
-from de_plugin import Activation, Detector, DirectedEvolution, Head, Schedule, Swaps
+from de_plugin import Activation, Detector, DirectedEvolution, Head, Problem, Schedule, Swaps
 from de_plugin.encode import packed
 from de_plugin.encode.files import whole
-from de_plugin.prune.recover import BatchNormMatching, Distillation, Hints, Reconstruction
+from de_plugin.prune.recover import BatchNormMatching, Distillation, Hints, Reconstruction, Sequence
 from de_plugin.quantize import LevelTraining, RateSearch
 from de_plugin.zoo import (
     Darknet,
@@ -65,6 +66,7 @@ class Run:
     """What all stages share: the command line, the images, and the original's detections."""
 
     options: argparse.Namespace
+    made: dict[tuple[int, int], tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     @cached_property
     def original(self) -> Darknet:
@@ -86,12 +88,23 @@ class Run:
         """What the original finds in them."""
         return self.found(self.original)
 
-    @cached_property
-    def calibration(self) -> tuple[Tensor, Tensor]:
-        """Images to choose and to train by, uint8 ``(images, 3, height, width)``, and which are held back.
+    @property
+    def small(self) -> tuple[int, int]:
+        """Height and width of the images of the cycles."""
+        side: int | None = self.options.train_size
+        return self.original.size if side is None else (side, side)
+
+    def calibration(self, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Images to choose and to train by, uint8 ``(images, 3, *size)``, and which are held back.
 
         All that is made of a photograph is held back, or nothing of it.
         """
+        if size not in self.made:
+            self.made.clear()  # a gigabyte each
+            self.made[size] = self._calibration(size)
+        return self.made[size]
+
+    def _calibration(self, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         draw = torch.Generator().manual_seed(self.options.seed)
         files = [path for folder in self.options.images for path in photo_files(folder)]
         different = sorted({path.resolve() for path in files})
@@ -101,16 +114,19 @@ class Run:
         held: list[bool] = []
         for part in (False, True):
             mine = [n for n, path in enumerate(files) if (path.resolve() in apart) == part]
-            made = self._made([files[n] for n in mine], sum(n < self.options.plain for n in mine), draw)
+            plain = sum(n < self.options.plain for n in mine)
+            made = self._made([files[n] for n in mine], plain, size, draw)
             images, held = images + made, held + [part] * len(made)
         order = torch.randperm(len(images), generator=draw).tolist()
         return torch.stack([images[n] for n in order]), torch.tensor([held[n] for n in order])
 
-    def _made(self, files: list[Path], plain: int, draw: torch.Generator) -> list[Tensor]:
+    def _made(
+        self, files: list[Path], plain: int, size: tuple[int, int], draw: torch.Generator
+    ) -> list[Tensor]:
         """Return some photographs, the first ones as they are, all varied, and all four in one."""
         if not files:
             return []
-        photos, size = [read_photo(path) for path in files], self.original.size
+        photos = [read_photo(path) for path in files]
         images = list(read_photos(files[:plain], size).images) if plain else []
         images += [varied(photo, size, draw) for _ in range(self.options.variations) for photo in photos]
         for _ in range(self.options.mosaics):
@@ -119,9 +135,9 @@ class Run:
             images += [mosaic([photos[n] for n in group], size, draw) for group in groups]
         return images
 
-    def shared(self, samples: int | None) -> dict[str, Any]:
-        """What `prune` and `quantize` are told alike, images among it."""
-        images, held = self.calibration
+    def shared(self, samples: int | None, size: tuple[int, int] | None = None) -> dict[str, Any]:
+        """What `prune` and `quantize` are told alike, images of a size, the network's own, among it."""
+        images, held = self.calibration(size or self.original.size)
         return {
             "batches": images,
             "divergence": self.divergence,
@@ -178,7 +194,6 @@ class Run:
         path = self.options.work / f"{stage.replace(' ', '-')}.safetensors"
         model = darknet(self.options.cfg, self.options.weights)
         if not path.exists():
-            _ = self.calibration  # read before the clock starts
             started = time.monotonic()
             make(model)
             told = {"seconds": str(time.monotonic() - started)}
@@ -256,22 +271,32 @@ def distilled(run: Run) -> tuple[Darknet, float]:
             progress=lambda p: print(
                 f"{p.sparsity:.1%} divergence {p.divergence:.3f} {p.seconds:.0f} s", flush=True
             ),
-            **run.shared(None),
+            **run.shared(None, run.small),
         ),
     )
 
 
-def trained(run: Run) -> Row:
-    """Measure the distilled network."""
-    return run.told("distilled", *distilled(run))
+def settled(run: Run) -> tuple[Darknet, float]:
+    """Train the survivors on, on images of the network's own size."""
+
+    def make(net: Darknet) -> None:
+        problem = Problem(net, **run.shared(None))
+        recovery = Sequence((BatchNormMatching(64), distillation(run, run.options.steps_settled, 0.5)))
+        recovery.prepare(problem)  # at the original
+        net.load_state_dict(distilled(run)[0].state_dict())
+        problem.kept = problem.units.reduce([x != 0 for x in problem.units.values()]).bool()
+        recovery(problem)
+
+    _ = distilled(run)  # that has a row, and seconds, of its own
+    return run.kept("settled", make)
 
 
 def filed(run: Run) -> Row:
-    """Give the distilled network few levels, train these, and write the file."""
+    """Give the settled network few levels, train these, and write the file."""
     path = run.options.work / FILE
 
     def make(net: Darknet) -> None:
-        net.load_state_dict(distilled(run)[0].state_dict())
+        net.load_state_dict(settled(run)[0].state_dict())
         report = de_plugin.quantize(
             net,
             bits=run.options.bits,
@@ -288,7 +313,7 @@ def filed(run: Run) -> Row:
         with whole(path) as draft:
             draft.write_bytes(data)
 
-    _ = distilled(run)  # that has a row, and seconds, of its own
+    _ = settled(run)  # that has a row, and seconds, of its own
     _, seconds = run.kept("levels", make)
     loaded = darknet(run.options.cfg, run.options.weights)
     de_plugin.load(path, into=loaded)
@@ -318,7 +343,8 @@ def stages(run: Run) -> Iterator[tuple[str, Callable[[], Row]]]:
     yield "original", lambda: run.told("original", run.original, 0.0)
     for name, sparsity in itertools.product(MASKS, SPARSITIES):
         yield f"{name} {sparsity:.0%}", partial(masks, run, sparsity, name)
-    yield "distilled", partial(trained, run)
+    yield "distilled", lambda: run.told("distilled", *distilled(run))
+    yield "settled", lambda: run.told("settled", *settled(run))
     yield "file", partial(filed, run)
 
 

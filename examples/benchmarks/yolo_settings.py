@@ -11,14 +11,14 @@ from typing import Any
 
 from de_plugin.zoo import photo_files
 
-STAGES = ("original", "magnitude", "magnitude reconstruct", "de reconstruct", "distilled", "file")
+STAGES = ("original", "magnitude", "magnitude reconstruct", "de reconstruct", "distilled", "settled", "file")
 """What can be asked for alone."""
 _FREE = ("json", "work", "stages", "pictures", "names", "memory", "threads")
 """Options that rows may differ in."""
 
 
 def check_apart(options: argparse.Namespace) -> None:
-    """Refuse to measure on images that the choice has seen, and too few for what is asked."""
+    """Refuse to measure on images that the choice has seen, too few for what is asked, and odd sizes."""
     files = [path for folder in options.images for path in photo_files(folder)]
     seen = {_digest(path) for path in files}
     both = [path.name for path in photo_files(options.eval_images) if _digest(path) in seen]
@@ -28,6 +28,9 @@ def check_apart(options: argparse.Namespace) -> None:
         )
     if not 0 <= options.holdout < 1:
         raise SystemExit(f"--holdout {options.holdout}: expected a share in [0, 1)")
+    side = options.train_size
+    if side is not None and (side < 32 or side % 32):
+        raise SystemExit(f"--train-size {side}: expected a multiple of 32")
     if options.plain < 1 or (options.mosaics > 0 and len(files) < 4):
         raise SystemExit(
             f"--plain {options.plain}, --mosaics {options.mosaics}: need 1 and 4 photographs at least"
@@ -90,6 +93,12 @@ def parsed(text: str | None) -> argparse.Namespace:
     parser.add_argument("--start", type=float, default=0.6)
     parser.add_argument("--steps-between", type=int, default=150)
     parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument(
+        "--train-size", type=int, help="side of the images of the cycles; the network's own where not given"
+    )
+    parser.add_argument(
+        "--steps-settled", type=int, default=300, help="after the cycles, at the network's own size"
+    )
     parser.add_argument("--steps-levels", type=int, default=300)
     parser.add_argument(
         "--hints",

@@ -1,0 +1,87 @@
+"""The benchmark of the detector from its first to its last stage, on a network and images of a few pixels."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.torch import load_file
+
+from de_plugin.zoo import darknet
+from tests.scripts import benchmark
+from tests.zoo.test_darknet import SMALL, contents, header, write
+
+STAGES = ["original", "distilled", "settled", "file"]
+
+
+def photographs(folder: Path, seed: int, count: int) -> Path:
+    folder.mkdir()
+    draw = np.random.default_rng(seed)
+    for n in range(count):
+        coarse = draw.integers(0, 255, (6, 6, 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize((48, 40)).save(folder / f"{n}.png")
+    return folder
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> list[str]:
+    cfg = write(tmp_path, SMALL)
+    arrays, _ = contents(cfg)
+    weights = tmp_path / "net.weights"
+    scaled = [a * np.float32(0.1) if a.ndim > 1 else a for a in arrays]  # boxes lie within the image
+    weights.write_bytes(header() + b"".join(a.tobytes() for a in scaled))
+    return [
+        "yolo.py",
+        *("--cfg", str(cfg), "--weights", str(weights)),
+        *("--images", str(photographs(tmp_path / "images", 0, 8))),
+        *("--eval-images", str(photographs(tmp_path / "others", 1, 3))),
+        *("--json", str(tmp_path / "rows.json"), "--work", str(tmp_path / "work")),
+        *("--stages", *STAGES, "--sparsity", "0.5", "--plain", "8", "--variations", "1", "--mosaics", "1"),
+        *("--cycles", "2", "--start", "0.3", "--steps-between", "2", "--steps", "3", "--no-evolve"),
+        *("--steps-settled", "3", "--steps-levels", "2", "--level-samples", "16", "--holdout", "0.25"),
+        *("--hints", "1", "--threads", "1"),
+    ]
+
+
+def run(command: list[str], monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    monkeypatch.setattr(sys, "argv", command)
+    benchmark("yolo").main()
+    rows: list[dict[str, Any]] = json.loads(Path(command[command.index("--json") + 1]).read_text())["rows"]
+    return rows
+
+
+@pytest.mark.parametrize("train_size", [None, 64])
+def test_every_stage_follows_the_one_before(
+    command: list[str], train_size: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sized = command if train_size is None else [*command, "--train-size", str(train_size)]
+    rows = run(sized, monkeypatch)
+    assert [row["stage"] for row in rows] == STAGES
+    assert rows[0]["retained_05"] == rows[0]["retained_08"] == 1.0
+    assert rows[0]["sparsity"] == 0.0
+    assert rows[1]["sparsity"] == pytest.approx(0.5, abs=0.01)
+    states = [load_file(tmp_path / "work" / f"{stage}.safetensors") for stage in ("distilled", "settled")]
+    weights = [n for n, x in states[0].items() if x.dim() > 1]
+    zeros = [{n: state[n] == 0 for n in weights} for state in states]
+    assert all(bool((zeros[1][n] | ~zeros[0][n]).all()) for n in weights)
+    assert any(bool((states[0][n] != states[1][n]).any()) for n in weights)
+    assert rows[3]["sparsity"] >= rows[2]["sparsity"]
+    path = tmp_path / "work" / "yolo.de.safetensors"
+    assert rows[3]["bytes"] == path.stat().st_size
+    original = darknet(sized[sized.index("--cfg") + 1], seed=0)
+    whole = 4 * sum(x.numel() for n, x in original.state_dict().items() if "num_batches" not in n)
+    assert rows[3]["ratio"] == pytest.approx(whole / rows[3]["bytes"], rel=0.02)
+    assert run(sized, monkeypatch) == rows
+
+
+def test_what_is_asked_wrongly_is_refused(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SystemExit, match="--train-size 33: expected a multiple of 32"):
+        run([*command, "--train-size", "33"], monkeypatch)
+    same = command[command.index("--images") + 1]
+    with pytest.raises(SystemExit, match="are among --images too"):
+        run([*command, "--eval-images", same], monkeypatch)

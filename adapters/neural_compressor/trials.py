@@ -19,9 +19,6 @@ from de_plugin.errors import ArgumentError, CheckpointError
 
 _FORMAT = 1
 
-_ROUNDING = 1e-6
-"""A baseline below this is zero: a cosine of single numbers with itself is one but for 1e-7."""
-
 
 @dataclass(frozen=True)
 class Trial:
@@ -65,7 +62,7 @@ class Tolerance:
     """When a trial passes.
 
     The loss is ``(baseline - score) / abs(baseline)``, with the sign turned where lower is better. Where
-    the baseline is 0 but for rounding it is not divided, and the tolerance is absolute.
+    the baseline is 0 it is not divided, and the tolerance is absolute.
 
     Attributes:
         tolerable_loss: the largest loss that passes; negative: the score must rise.
@@ -86,7 +83,7 @@ class Tolerance:
     def loss(self, score: float, baseline: float) -> float:
         """Return by how much a score is worse than the baseline."""
         worse = baseline - score if self.higher_is_better else score - baseline
-        return worse / abs(baseline) if abs(baseline) > _ROUNDING else worse
+        return worse / abs(baseline) if baseline else worse
 
     def accepts(self, loss: float) -> bool:
         """Tell whether a loss is within tolerance; rounding errors are."""

@@ -7,7 +7,7 @@ largest error of the network.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +30,31 @@ _FARTHEST = 256
 """Values that tell the levels beyond: these are for few."""
 
 
+@dataclass(frozen=True, eq=False)
+class Spread:
+    """Values in ascending order, few for very many; the largest on both sides are all among them.
+
+    Attributes:
+        points: ``(n,)``.
+        mass: how many values each stands for.
+    """
+
+    points: Floats
+    mass: Floats
+
+    @classmethod
+    def of(cls, values: Floats) -> Spread:
+        """Thin out the middle of very many values."""
+        points = np.sort(values)
+        if len(points) <= _POINTS:
+            return cls(points, np.ones(len(points)))
+        ends, stride = _POINTS // 8, -(-len(points) // _POINTS)
+        thin = np.concatenate([points[:ends], points[ends:-ends:stride], points[-ends:]])
+        mass = np.ones(len(thin))
+        mass[ends:-ends] = (len(points) - 2 * ends) / (len(thin) - 2 * ends)
+        return cls(thin, mass)
+
+
 @dataclass(frozen=True)
 class Ladder:
     """Levels ``-limit * step .. limit * step``, and others beyond.
@@ -37,7 +62,7 @@ class Ladder:
     Attributes:
         step: > 0.
         limit: the largest multiple, >= 1.
-        apart: levels beyond, ascending, no zero among them.
+        apart: levels beyond, ascending, each beyond the last step of its side.
     """
 
     step: float
@@ -55,21 +80,16 @@ class Ladder:
         taken = (weight - near).abs() < (weight - clipped).abs()
         return torch.where(taken, near, torch.zeros_like(near))
 
-    def moved(self, values: Sequence[float] | Floats, step: float) -> Ladder:
-        """Return as many levels for another step.
-
-        Args:
-            values: of the whole layer, see `spread`.
-            step: > 0.
-        """
-        return Ladder(step, self.limit, _clusters(np.asarray(values), self.limit * step, len(self.apart)))
+    def moved(self, spread: Spread, step: float) -> Ladder:
+        """Return the best levels of some values with another step, at most as many beyond."""
+        return _best(spread, step, self.limit, len(self.apart))[0]
 
     def symbols(self, multiples: Tensor, beyond: Tensor) -> Tensor:
         """Return the symbols of multiples of the step and, where that is not zero, of a level beyond."""
         found = multiples.clone()
-        low = [x for x in self.apart if x < 0]
+        low = sum(x < 0 for x in self.apart)
         for n, level in enumerate(self.apart):
-            symbol = n - len(low) - self.limit if level < 0 else n - len(low) + 1 + self.limit
+            symbol = n - low - self.limit if level < 0 else n - low + 1 + self.limit
             found[beyond == torch.tensor(level, dtype=torch.float32)] = symbol
         return found
 
@@ -85,63 +105,55 @@ class Ladder:
         high = [x for x in self.apart if x > 0]
         return torch.cat([torch.tensor(low), steps + 0.0, torch.tensor(high)]), -self.limit - len(low)
 
+    def errors(self, points: Floats) -> Floats:
+        """Return the squared error of each value at its nearest level."""
+        edge = self.limit * self.step
+        clipped = np.clip(np.rint(points / self.step), -self.limit, self.limit) * self.step
+        errors: Floats = np.square(points - clipped)
+        far = np.abs(points) > edge
+        if self.apart and bool(far.any()):
+            away = np.abs(points[far, None] - np.asarray(self.apart)).min(1)
+            errors[far] = np.minimum(errors[far], np.square(away))
+        return errors
 
-def spread(values: Floats) -> Floats:
-    """Return values in ascending order, few of very many; the largest on both sides are all among them."""
-    ordered = np.sort(values)
-    if len(ordered) <= _POINTS:
-        return ordered
-    ends, stride = _POINTS // 8, -(-len(ordered) // _POINTS)
-    found: Floats = np.concatenate([ordered[:ends], ordered[ends:-ends:stride], ordered[-ends:]])
-    return found
 
-
-def ladder(values: Floats, start: float, count: int) -> Ladder:
+def ladder(spread: Spread, start: float, count: int) -> Ladder:
     """Return the levels of least squared error of some values, each rounded to the nearest.
 
     Args:
-        values: not zero.
+        spread: the values.
         start: step from which others are tried.
         count: of all levels, >= 3.
     """
-    points = spread(values)
-    mass = np.ones(len(points))
-    if len(points) < len(values):
-        ends = _POINTS // 8
-        mass[ends:-ends] = (len(values) - 2 * ends) / (len(points) - 2 * ends)
-    best, least = Ladder(start, max(1, (count - 1) // 2)), np.inf
+    usual = Ladder(start, max(1, (count - 1) // 2))
+    found = [(usual, float(spread.mass @ usual.errors(spread.points)))]
     for more in _APART:
         limit = (count - 1 - more) // 2
-        if limit < 1:
-            continue
-        for octaves in np.arange(-_FAR, _FAR + _STRIDE, _STRIDE):
-            step = float(np.float32(start * 2.0**octaves))
-            tried = Ladder(step, limit, _clusters(points, limit * step, more))
-            if (error := float(mass @ _errors(points, tried))) < least:
-                best, least = tried, error
-    return best
+        octaves = np.arange(-_FAR, _FAR + _STRIDE, _STRIDE) if limit >= 1 else np.zeros(0)
+        steps = (start * 2.0**octaves).astype(np.float32)
+        found += [_best(spread, float(step), limit, more) for step in steps]
+    return min(found, key=lambda both: both[1])[0]
 
 
-def _errors(points: Floats, tried: Ladder) -> Floats:
-    """Return the squared error of each value at its nearest level."""
-    edge = tried.limit * tried.step
-    clipped = np.clip(np.rint(points / tried.step), -tried.limit, tried.limit) * tried.step
-    errors = np.square(points - clipped)
-    far = np.abs(points) > edge
-    if tried.apart and bool(far.any()):
-        away = np.abs(points[far, None] - np.asarray(tried.apart)).min(1)
-        errors[far] = np.minimum(errors[far], np.square(away))
-    found: Floats = errors
-    return found
+def _best(spread: Spread, step: float, limit: int, count: int) -> tuple[Ladder, float]:
+    """Return steps with the best of at most `count` levels beyond, and the squared error."""
+    tried = (Ladder(step, limit, apart) for apart in _beyond(spread.points, limit * step, count))
+    return min(((x, float(spread.mass @ x.errors(spread.points))) for x in tried), key=lambda both: both[1])
 
 
-def _clusters(points: Floats, edge: float, count: int) -> tuple[float, ...]:
-    """Return the best levels of the values farthest beyond an edge, float32 numbers."""
+def _beyond(points: Floats, edge: float, count: int) -> Iterator[tuple[float, ...]]:
+    """Yield no levels, and those of the few, more and many values farthest beyond an edge."""
+    yield ()
     far = points[np.abs(points) > edge]
-    if len(far) == 0:
-        return ()
-    if len(far) > _FARTHEST:
-        far = far[np.argsort(np.abs(far), kind="stable")[-_FARTHEST:]]
-    far = np.sort(far)
-    found = partition(far, np.ones(len(far)), count)
-    return tuple(float(np.float32(x)) for x in found if abs(x) > edge)  # a mean of both sides is of no use
+    far = far[np.argsort(-np.abs(far), kind="stable")[:_FARTHEST]]
+    for number in dict.fromkeys(min(n, len(far)) for n in (count, 4 * count, _FARTHEST)):
+        if number == 0 or count == 0:
+            continue
+        sides = [np.sort(side) for side in (far[:number][far[:number] < 0], far[:number][far[:number] > 0])]
+        weights = [float(np.square(np.abs(side) - edge).sum()) for side in sides]
+        first = round(count * weights[0] / max(sum(weights), 1e-300))
+        if count > 1:  # none goes without
+            first = min(max(first, int(len(sides[0]) > 0)), count - int(len(sides[1]) > 0))
+        both = ((sides[0], first), (sides[1], count - first))
+        levels = [partition(side, np.ones(len(side)), n) for side, n in both if n and len(side)]
+        yield tuple(float(np.float32(x)) for x in np.concatenate(levels)) if levels else ()

@@ -23,7 +23,7 @@ from de_plugin.evolve.search import Genome
 from de_plugin.prune.recover.leastsquares import bias_of
 from de_plugin.quantize.compensate import Quadratic, best_step, compensated
 from de_plugin.quantize.entropy import HIGH_RATE, EntropyConstrained
-from de_plugin.quantize.ladder import Ladder, ladder, spread
+from de_plugin.quantize.ladder import Ladder, Spread, ladder
 from de_plugin.quantize.rates import Rates
 from de_plugin.quantize.rounding import Compensated, samples_of
 from de_plugin.quantize.student import Quantization
@@ -44,7 +44,7 @@ _DRIFT = 0.25
 _CLOSE = 0.006
 
 _ENOUGH = 2
-"""Positions for each input of a layer that show for sure what is lost."""
+"""Positions for each input of a layer that show for sure what is lost, and what errors cost."""
 
 _FOLDS = 4
 """Parts of fewer positions, each foretold by the others."""
@@ -206,19 +206,19 @@ class CompensatedRates(Rates):
     def _ladder(self, number: int, forms: list[tuple[Quadratic, Tensor]], count: int) -> Ladder:
         """Return the levels of least error, of so many, of a layer whose parts cost what the forms say."""
         survivors = self.survivors[number]
-        start = float(Uniform(levels=count).steps(survivors)[0])
-        first = ladder(survivors.values, start, count)
-        points = spread(survivors.values)
+        start = float(Uniform(levels=2 * max(1, (count - 1) // 2) + 1).steps(survivors)[0])
+        spread = Spread.of(survivors.values)
+        first = ladder(spread, start, count)
         layer = self.student.problem.units.layers[number]
         live = layer.canonical(layer.parameter.detach()).flatten(1)
         bounds = np.cumsum([0, *(len(kept) for _, kept in forms)]).tolist()
 
         def given(step: float) -> list[Tensor]:
-            values = first.moved(points, step).beyond(live)
+            values = first.moved(spread, step).beyond(live)
             return [values[a:b] * kept for a, b, (_, kept) in zip(bounds, bounds[1:], forms, strict=False)]
 
         step = best_step(forms, first.step, first.limit, given if first.apart else None)
-        return first.moved(points, step)
+        return first.moved(spread, step)
 
     def _seen(self) -> set[int]:
         """Return the layers all of whose rows have something to aim at."""
@@ -268,7 +268,12 @@ class CompensatedRates(Rates):
         gram, cross = inputs.T @ inputs / len(inputs), aims.T @ inputs / len(inputs)
         kept = layer.canonical(self.student.parts[number].kept).flatten(1)[rows].to(live.device)
         cost = self.costs[number, rows.start].to(live.device)
-        return Quadratic.of(gram, cross, cost, live, self.how.ridge), kept, mean_x, mean_y
+        return Quadratic.of(gram, cross, cost, live, self._ridge(inputs)), kept, mean_x, mean_y
+
+    def _ridge(self, inputs: Tensor) -> float:
+        """Return the pull to the present weights: few positions say little of what errors cost elsewhere."""
+        count, width = inputs.shape
+        return self.how.ridge * max(1.0, _ENOUGH * width / max(1, count)) ** 2
 
     def _surely(self, inputs: Tensor, aims: Tensor, live: Tensor) -> Tensor:
         """Return aims that a layer comes near on inputs it was not fitted to.
@@ -287,7 +292,7 @@ class CompensatedRates(Rates):
             x, y = inputs[fold != part], lost[fold != part]
             gram = (x.T @ x / len(x)).double()
             scale = float(gram.diagonal().mean())
-            gram.diagonal().add_(self.how.ridge * scale if scale > 0 else 1.0)
+            gram.diagonal().add_(self._ridge(inputs) * scale if scale > 0 else 1.0)
             move = torch.cholesky_solve((x.T @ y / len(x)).double(), torch.linalg.cholesky(gram))
             foretold = inputs[fold == part].double() @ move
             product += float((foretold * lost[fold == part]).sum())

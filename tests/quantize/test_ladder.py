@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from de_plugin.quantize import Uniform
 from de_plugin.quantize.compensate import Quadratic, best_step, compensated
-from de_plugin.quantize.ladder import Ladder, ladder, spread
+from de_plugin.quantize.ladder import Ladder, Spread, ladder
 from de_plugin.quantize.survivors import Floats, Survivors
 
 
@@ -37,43 +37,59 @@ def nearest(found: Ladder, weight: torch.Tensor) -> torch.Tensor:
 def test_no_worse_than_clipped_steps(seed: int, bits: int, outliers: int, count: int) -> None:
     points = values(count, seed, min(outliers, count))
     weight = torch.from_numpy(points).float()
-    start = float(Uniform(levels=2**bits).steps(Survivors.of(weight, weight != 0, None, None))[0])
-    found = ladder(points, start, 2**bits)
+    limit = (2**bits - 1) // 2
+    start = float(Uniform(levels=2 * limit + 1).steps(Survivors.of(weight, weight != 0, None, None))[0])
+    found = ladder(Spread.of(points), start, 2**bits)
     table, lowest = found.table()
     assert len(table) <= 2**bits
     assert bool((table.diff() > 0).all())
     assert float(table[-lowest]) == 0.0
-    limit = (2**bits - 1) // 2
     clipped = torch.round(weight / start).clamp(-limit, limit) * start
     error = (nearest(found, weight) - weight).square().sum()
     assert float(error) <= float((clipped - weight).square().sum()) * (1 + 1e-5) + 1e-9
 
 
+@pytest.mark.parametrize(
+    ("outliers", "level"), [([20.0, -31.0], -31.0), ([30.0, -45.0, 20.0], -45.0), ([30.0], 30.0)]
+)
+def test_one_level_beyond_is_where_the_farthest_are(outliers: list[float], level: float) -> None:
+    points = values(4000, 2, 0)
+    points[: len(outliers)] = outliers
+    assert ladder(Spread.of(points), 1.2, 4).apart == (level,)
+
+
+def test_nothing_that_is_left_has_levels_all_the_same() -> None:
+    nothing = Spread.of(np.zeros(0))
+    assert ladder(nothing, 1.0, 8) == Ladder(1.0, 3)
+    assert Ladder(1.0, 3, (9.0,)).moved(nothing, 2.0) == Ladder(2.0, 3)
+
+
 @pytest.mark.parametrize("bits", [3, 4, 5])
 def test_a_huge_weight_keeps_its_value_and_others_their_steps(bits: int) -> None:
     points = values(5000, 0, 0)
-    usual = ladder(points, 0.5, 2**bits)
     points[7] = 180.0
-    found = ladder(points, 0.5, 2**bits)
+    found = ladder(Spread.of(points), 8.0 / 2**bits, 2**bits)
     assert 180.0 in found.apart
-    assert found.step < 2 * usual.step
+    assert 4.0 / 2**bits < found.step < 16.0 / 2**bits
 
 
 def test_many_values_are_thinned_but_the_ends_stay() -> None:
     points = values(400_000, 3, 3)
-    thin = spread(points)
+    found = Spread.of(points)
+    thin = found.points
+    assert found.mass.sum() == pytest.approx(len(points))
     assert len(thin) < 60_000
     ordered = np.sort(points)
     assert np.array_equal(thin[:1000], ordered[:1000])
     assert np.array_equal(thin[-1000:], ordered[-1000:])
-    assert np.array_equal(spread(points[:100]), np.sort(points[:100]))
+    assert np.array_equal(Spread.of(points[:100]).points, np.sort(points[:100]))
 
 
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 10_000), bits=st.integers(2, 5))
 def test_symbols_are_places_in_the_table(seed: int, bits: int) -> None:
     weight = torch.from_numpy(values(300, seed, 3)).float()
-    found = ladder(weight.double().numpy(), 0.4, 2**bits)
+    found = ladder(Spread.of(weight.double().numpy()), 0.4, 2**bits)
     beyond = found.beyond(weight)
     multiples = (weight / found.step).round().clamp(-found.limit, found.limit).int() * (beyond == 0)
     symbols = found.symbols(multiples, beyond)
@@ -86,12 +102,13 @@ def test_symbols_are_places_in_the_table(seed: int, bits: int) -> None:
 
 def test_levels_move_with_the_step() -> None:
     points = values(2000, 5, 2)
-    first = ladder(points, 0.2, 32)
-    wider = first.moved(points, 2 * first.step)
+    first = ladder(Spread.of(points), 0.2, 32)
+    assert first.apart
+    wider = first.moved(Spread.of(points), 2 * first.step)
     assert wider.step == 2 * first.step
     assert wider.limit == first.limit
     assert len(wider.apart) <= len(first.apart)
-    assert Ladder(1.0, 3).moved(points, 2.0) == Ladder(2.0, 3)
+    assert Ladder(1.0, 3).moved(Spread.of(points), 2.0) == Ladder(2.0, 3)
 
 
 @settings(max_examples=20, deadline=None)

@@ -64,7 +64,8 @@ def de_quant_entry(
             taken(model)
             raise
     attach(model, found.levels, configs_mapping)
-    dump_model_op_stats(mode, configs_mapping)
+    own = {key: config for key, config in configs_mapping.items() if config.name == NAME}
+    dump_model_op_stats(mode, own)  # it reads of every config what only some have
     return model
 
 

@@ -184,17 +184,21 @@ class DEQuantConfig(Described):
         return cls(bits=list(reversed(BITS)))
 
     def expand(self) -> list["DEQuantConfig"]:
-        """Return a config for each combination of what is listed."""
+        """Return a config for each combination of what is listed, for all layers and for single ones."""
         names = [n for n in TUNED if isinstance(getattr(self, n), list)]
         given = {**self.get_params_dict(), "white_list": self.white_list}
         own = self.white_list if isinstance(self.white_list, list) else []
+        locals_ = {
+            key: local.expand() if any(isinstance(getattr(local, n), list) for n in TUNED) else [local]
+            for key, local in self.local_config.items()
+            if key not in own or not local._same_arguments(self)
+        }
         result = []
         for values in itertools.product(*(getattr(self, n) for n in names)):
-            config = type(self)(**{**given, **dict(zip(names, values, strict=True))})
-            for key, local in self.local_config.items():
-                if key not in own or not local._same_arguments(self):
-                    config.local_config[key] = local
-            result.append(config)
+            for chosen in itertools.product(*locals_.values()):
+                config = type(self)(**{**given, **dict(zip(names, values, strict=True))})
+                config.local_config |= dict(zip(locals_, chosen, strict=True))
+                result.append(config)
         return result
 
     def set_local(self, operator_name_or_list: Any, config: BaseConfig) -> "DEQuantConfig":
@@ -216,6 +220,7 @@ class DEQuantConfig(Described):
             )
         given = operator_name_or_list
         for key in given if isinstance(given, list) else [given]:
+            self.local_config.pop(key, None)  # the later of two counts, and this is the latest now
             self.local_config[key] = config
         return self
 

@@ -64,6 +64,7 @@ class Bench:
 
     Raises:
         SelectionError: a weight cannot be written to.
+        ArgumentError: a weight is not finite.
         DEError: batches, teacher and divergence do not go together with the model.
     """
 
@@ -80,6 +81,11 @@ class Bench:
             for x in self.units.layers
             for w in [x.parameter.detach().cpu().clone()]
         )
+        for part in self.parts:
+            if not bool(torch.isfinite(part.weight).all()):
+                raise ArgumentError(
+                    f"{part.name}: holds NaN or infinite values; only finite ones have levels"
+                )
         wanted = set(names)
         self.layers: dict[str, tuple[str, ...]] = {
             part.name: tuple(n for n in map(layer_of, (part.name, *part.aliases)) if n in wanted)

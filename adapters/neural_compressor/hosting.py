@@ -12,7 +12,7 @@ from torch import nn
 
 from de_plugin.adapters.neural_compressor.config import DEQuantConfig
 from de_plugin.adapters.neural_compressor.saving import levels_of, state_of
-from de_plugin.adapters.neural_compressor.trials import scored
+from de_plugin.adapters.neural_compressor.trials import Trial, scored
 from de_plugin.encode import dumps
 from de_plugin.quantize.cost import stream
 
@@ -38,20 +38,29 @@ class HostLoop:
             [DEQuantConfig()], sampler=self._sampler, tolerable_loss=_NEVER, max_trials=tuner.max_trials
         )
         self._clock = time.monotonic()
+        self._mine: list[Trial] = []
 
     def _sampler(self, config_set: ConfigSet) -> Sampler:
         loop = self
 
         class Asking(Sampler):
-            """Yields the number of the config that is pending, as long as there is one."""
+            """Yields the number of the config that is pending, as long as there is one.
+
+            Then that of the winner, where it comes from a checkpoint and the host has not seen it.
+            """
 
             def __iter__(self) -> Iterator[int]:
-                loop.config.max_trials = loop._tuner.max_trials
+                tuner = loop._tuner
+                loop._mine = []
+                loop.config.max_trials = tuner.max_trials + 1
                 config_set.config_list.clear()
-                while loop._tuner.pending is not None:
-                    config_set.config_list.append(loop._tuner.host_config(loop._tuner.pending))
+                while tuner.pending is not None:
+                    config_set.config_list.append(tuner.host_config(tuner.space.choices(tuner.pending)))
                     loop._clock = time.monotonic()
                     yield len(config_set) - 1
+                config_set.config_list.append(tuner.host_config(tuner.leading.choices))
+                loop.config.max_trials = len(config_set)
+                yield len(config_set) - 1
 
         return Asking(config_set)
 
@@ -72,7 +81,7 @@ class HostLoop:
     def _told(self, model: nn.Module, eval_fn: Callable[[nn.Module], Any]) -> float:
         tuner = self._tuner
         if tuner.pending is None:
-            return 0.0
+            return self._rated(tuner.leading)
         choices = tuner.space.choices(tuner.pending)
         state, types = state_of(model, levels_of(model))
         size = len(dumps(state, dtypes=types, stream=stream))
@@ -82,10 +91,15 @@ class HostLoop:
         except Exception as reason:  # a user's function may raise anything, and the search goes on
             error = f"{type(reason).__name__}: {reason}"
         trial = tuner.judged(choices, score, size, time.monotonic() - self._clock, error)
+        self._mine.append(trial)
         tuner.tell(trial)
-        if tuner.pending is None:
-            self.config.max_trials = len(tuner.trials)
+        if tuner.pending is None and any(x is tuner.leading for x in self._mine):
+            self.config.max_trials = len(self._mine)
+        return self._rated(trial)
+
+    def _rated(self, trial: Trial) -> float:
+        """Return what the host compares: the more the better."""
         if not trial.ok:
             return 0.0 if trial.error is not None else 0.9 / (1.0 + max(0.0, trial.loss))
-        saved = trial.bytes if tuner.cheapest == "bytes" else trial.mean_bits
+        saved = trial.bytes if self._tuner.cheapest == "bytes" else trial.mean_bits
         return 1.0 + 1.0 / (1.0 + saved)

@@ -56,12 +56,24 @@ def config_of(choices: Mapping[str, Choice], settings: Settings) -> DEQuantConfi
     return config
 
 
-def advice(trial: Trial, trials: Sequence[Trial], most: int) -> str:
-    """Return what to try next."""
+def advice(trial: Trial, trials: Sequence[Trial], most: int, batches: bool) -> str:
+    """Return what to try next.
+
+    Args:
+        trial: the winner.
+        trials: all.
+        most: as many as there may be.
+        batches: whether there are any.
+    """
+    more = "more bits or" if batches else "give batches, or"
     if trial.error is not None:
         return f"every trial failed, the first with {trials[0].error}"
+    if not trial.ok and len(trials) >= most:
+        return (
+            "max_trials ended the search before a trial was within tolerance; allow more trials, or more loss"
+        )
     if not trial.ok:
-        return "no trial is within tolerance: allow more loss, give batches, or a recovery such as 'levels'"
+        return f"no trial is within tolerance: allow more loss, {more} a recovery such as 'levels'"
     if len(trials) >= most:
         return "max_trials ended the search; more trials may find a cheaper configuration"
     return ""

@@ -6,7 +6,6 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MethodType
 from typing import Any
 
 import torch
@@ -39,12 +38,45 @@ class Record:
         return self
 
 
+@dataclass(frozen=True, eq=False)
+class Saving:
+    """A model's own ``save``, which is pickled and copied with it.
+
+    Attributes:
+        model: to be saved.
+    """
+
+    model: nn.Module
+
+    def __call__(self, output_dir: str = "saved_results", *args: Any, **kwargs: Any) -> None:
+        """Write the model into a folder, as the host's ``save(model, folder)`` asks for."""
+        told = {**dict(zip(("format",), args, strict=False)), **kwargs}
+        if len(args) > 1 or told.pop("format", "default") not in ("default", None) or told:
+            raise ArgumentError(
+                f"model.save: got {(*args, *kwargs)} beside the folder, expected no more than "
+                "format='default': one small file, which de_plugin.adapters.neural_compressor.load reads"
+            )
+        folder = Path(output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        save(self.model, folder / FILE)
+
+
 def attach(model: nn.Module, levels: Mapping[str, Quantized], mapping: Any = None) -> None:
-    """Let a model know its levels, and how it is saved."""
-    model.__dict__[_PLACE] = Record(dict(levels))
+    """Let a model know its levels, those that it had before and still has among them, and how it is saved."""
+    record, live = getattr(model, _PLACE, None), _tensors(model)
+    before = record.levels if isinstance(record, Record) else {}
+    held = {n: q for n, q in before.items() if n in live and _is(live[n], q)}
+    model.__dict__[_PLACE] = Record({**held, **levels})
     if mapping is not None:
         model.__dict__["qconfig"] = mapping
-    model.__dict__["save"] = MethodType(_save, model)
+    model.__dict__["save"] = Saving(model)
+
+
+def _is(tensor: Tensor, levels: Quantized) -> bool:
+    """Tell whether a tensor is what its levels say."""
+    return tensor.shape == levels.symbols.shape and torch.equal(
+        levels.dequantize().to(tensor.dtype), tensor.detach().cpu()
+    )
 
 
 def levels_of(model: nn.Module) -> Mapping[str, Quantized]:
@@ -61,7 +93,7 @@ def levels_of(model: nn.Module) -> Mapping[str, Quantized]:
     live = _tensors(model)
     for name, quantized in record.levels.items():
         now = live.get(name)
-        if now is None or not torch.equal(quantized.dequantize().to(now.dtype), now.detach().cpu()):
+        if now is None or not _is(now, quantized):
             raise ArgumentError(
                 f"model: {name} is not what its levels say; it was changed afterwards; quantize it again"
             )
@@ -142,19 +174,6 @@ def load(path: str | os.PathLike[str], into: nn.Module) -> nn.Module:
     attach(into, {name: q for name, q in levels.items() if name in live})
     into.__dict__["is_quantized"] = True
     return into
-
-
-def _save(self: nn.Module, output_dir: str = "saved_results", *args: Any, **kwargs: Any) -> None:
-    """Write the model into a folder, as the host's ``save(model, folder)`` asks for."""
-    told = {**dict(zip(("format",), args, strict=False)), **kwargs}
-    if len(args) > 1 or told.pop("format", "default") not in ("default", None) or told:
-        raise ArgumentError(
-            f"model.save: got {(*args, *kwargs)} beside the folder, expected no more than format='default': "
-            "one small file, which de_plugin.adapters.neural_compressor.load reads"
-        )
-    folder = Path(output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    save(self, folder / FILE)
 
 
 def _quantized(entry: Entry, symbols: Tensor, table: Table) -> Quantized:

@@ -13,6 +13,7 @@ from de_plugin.adapters.neural_compressor.fitting import Bench, Levels
 from de_plugin.adapters.neural_compressor.layers import Info
 from de_plugin.adapters.neural_compressor.parts import squared_error
 from de_plugin.adapters.neural_compressor.settings import BEST, ENTROPY, Choice
+from de_plugin.errors import ArgumentError
 from de_plugin.quantize.cost import Estimate
 from de_plugin.quantize.student import Part
 
@@ -77,7 +78,7 @@ class Space:
         groups = _joined(bench)
         total = sum(p.weight.numel() for p in bench.parts) * max(map(len, asked.values()))
         self._kept = total <= _KEPT
-        allowed = [_common([asked[n] for n in layers]) for layers, _ in groups]
+        allowed = [_common(layers, [asked[n] for n in layers]) for layers, _ in groups]
         both = list(zip(groups, allowed, strict=True))
         bench.expect({part.name: choices for (_, parts), choices in both for part in parts})
         self.groups = tuple(
@@ -221,10 +222,19 @@ def _joined(bench: Bench) -> list[tuple[tuple[str, ...], tuple[Part, ...]]]:
     return [(tuple(names), tuple(parts)) for names, parts in groups]
 
 
-def _common(asked: list[Sequence[Choice]]) -> list[Choice]:
-    """Return what all of some layers allow, or what the first does where that is nothing."""
+def _common(names: Sequence[str], asked: list[Sequence[Choice]]) -> list[Choice]:
+    """Return what all of some layers allow.
+
+    Raises:
+        ArgumentError: there is nothing.
+    """
     both = [choice for choice in asked[0] if all(choice in other for other in asked[1:])]
-    return both or list(asked[0])
+    if not both:
+        told = ", ".join(f"{n}: {' or '.join(map(str, mine))}" for n, mine in zip(names, asked, strict=True))
+        raise ArgumentError(
+            f"{' and '.join(names)} share one weight and allow nothing in common ({told}); allow the same"
+        )
+    return both
 
 
 def _damage(option: Option) -> float:

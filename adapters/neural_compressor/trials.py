@@ -17,7 +17,8 @@ from de_plugin.adapters.neural_compressor.settings import Choice
 from de_plugin.encode.files import whole
 from de_plugin.errors import ArgumentError, CheckpointError
 
-_FORMAT = 1
+_FORMAT = 2
+"""Counts up where the same choices give other levels than before."""
 
 
 @dataclass(frozen=True)
@@ -128,13 +129,18 @@ class Journal:
     def _read(self, path: Path) -> None:
         try:
             document = json.loads(path.read_text(encoding="utf-8"))
-            known, trials = document["identity"], document["trials"]
+            number, known, trials = document["format"], document["identity"], document["trials"]
             self.baseline = None if document["baseline"] is None else float(document["baseline"])
             self._trials = {key_of(_choices(t)): t for t in trials}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
                 f"checkpoint={str(path)!r}: cannot be read ({error}); give another file, or remove it"
             ) from error
+        if number != _FORMAT:
+            raise CheckpointError(
+                f"checkpoint={str(path)!r}: has format {number!r}, expected {_FORMAT}: another version of "
+                "de_plugin wrote it, whose levels are others; give another file, or remove it"
+            )
         differing = [n for n in (*self._identity, *known) if self._identity.get(n) != known.get(n)]
         if differing:
             name = differing[0]

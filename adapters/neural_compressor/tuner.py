@@ -6,9 +6,10 @@ import copy
 import math
 import os
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from types import FunctionType, MethodType
 from typing import Any, TypedDict
 
 from neural_compressor.torch.quantization import TuningConfig
@@ -37,10 +38,8 @@ _EXPECTED = 1 << 22  # weights up to which the levels of every trial are really 
 
 
 class Tuning(TypedDict, total=False):
-    """What `DETuner` takes by name."""
+    """What `tune` takes by name, too."""
 
-    tolerable_loss: float
-    max_trials: int
     batches: Any
     higher_is_better: bool
     cheapest: str
@@ -256,9 +255,23 @@ class DETuner:
 
     # -- results ---------------------------------------------------------------------------------
 
-    def host_config(self, genome: Genome) -> DEQuantConfig:
-        """Return a config that gives a genome's levels, which are fitted already."""
-        config = config_of(self.space.choices(genome), self.settings)
+    @property
+    def leading(self) -> Trial:
+        """The cheapest of the trials so far that passes, or the one of least loss.
+
+        Raises:
+            ArgumentError: nothing was tried.
+        """
+        return self._won()[0]
+
+    def _won(self) -> tuple[Trial, Finished | None]:
+        if self._winner is None:
+            raise ArgumentError("DETuner: nothing was tried yet; call run(eval_fn) first")
+        return self._winner
+
+    def host_config(self, choices: Mapping[str, Choice]) -> DEQuantConfig:
+        """Return a config that gives the levels of some choices, those that are fitted already among them."""
+        config = config_of(dict(choices), self.settings)
         config._fits = self._bench.fits
         return config
 
@@ -269,9 +282,7 @@ class DETuner:
             ArgumentError: nothing was tried.
         """
         baseline = self.baseline
-        if self._winner is None:
-            raise ArgumentError("DETuner: nothing was tried yet; call run(eval_fn) first")
-        trial, finished = self._winner
+        trial, finished = self._won()
         if finished is None:
             with measuring(self._model):
                 finished = self._bench.finished(self._bench.chosen(trial.choices))
@@ -285,9 +296,8 @@ class DETuner:
         config = config_of(trial.choices, self.settings)
         attach(model, finished.levels, config.resolved(layer_info(model)))
         model.__dict__["is_quantized"] = True
-        return Tuned(
-            model, config, trial, tuple(self.trials), baseline, advice(trial, self.trials, self.max_trials)
-        )
+        told = advice(trial, self.trials, self.max_trials, self.settings.batches is not None)
+        return Tuned(model, config, trial, tuple(self.trials), baseline, told)
 
     def _identity(self) -> dict[str, str]:
         """Return all that makes scores comparable, as texts."""
@@ -295,8 +305,25 @@ class DETuner:
         return {
             "model": f"{fingerprint((*self._model.parameters(), *self._model.buffers())):08x}",
             "batches": "none" if data is None else f"{data.pool.samples} samples {data.pool.digest:08x}",
+            "teacher": _told(self.settings.teacher),
+            "divergence": _told(self.settings.divergence),
+            "forward": _told(self.settings.forward),
+            "seed": str(self._seed),
+            "samples": str(self.settings.samples),
             "recovery": repr(self.settings.recovery),
             "biases": str(self.settings.biases),
             "weighting": self.settings.weighting,
             "rounding": repr(self.settings.rounding),
         }
+
+
+def _told(value: Any) -> str:
+    """Return a text that is the same in every run: what a network holds, what a function is called."""
+    if value is None or isinstance(value, str):
+        return str(value)
+    if isinstance(value, nn.Module):
+        return f"{fingerprint((*value.parameters(), *value.buffers())):08x}"
+    if isinstance(value, FunctionType | MethodType):
+        return str(value.__qualname__)
+    text = repr(value)
+    return type(value).__qualname__ if " at 0x" in text else text

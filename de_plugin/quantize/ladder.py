@@ -26,6 +26,12 @@ _STRIDE, _FAR = 0.25, 2.0
 _POINTS = 1 << 15
 """Values that tell the steps: as many of equal distance in order, the largest among them."""
 
+_WORTH = 0.5
+"""Share of the error below which levels beyond are worth their bits."""
+
+_SINGLE = 0.25
+"""Share of the error that no single value should make."""
+
 _FARTHEST = 256
 """Values that tell the levels beyond: these are for few."""
 
@@ -118,21 +124,25 @@ class Ladder:
 
 
 def ladder(spread: Spread, start: float, count: int) -> Ladder:
-    """Return the levels of least squared error of some values, each rounded to the nearest.
+    """Return equal steps, or others with levels beyond where these are worth their bits.
+
+    They are where they halve the squared error, each value at its nearest level, or where one value alone
+    makes a quarter of it and they lower it.
 
     Args:
         spread: the values.
-        start: step from which others are tried.
+        start: the step of least error where there is nothing beyond.
         count: of all levels, >= 3.
     """
     usual = Ladder(start, max(1, (count - 1) // 2))
-    found = [(usual, float(spread.mass @ usual.errors(spread.points)))]
-    for more in _APART:
-        limit = (count - 1 - more) // 2
-        octaves = np.arange(-_FAR, _FAR + _STRIDE, _STRIDE) if limit >= 1 else np.zeros(0)
-        steps = (start * 2.0**octaves).astype(np.float32)
-        found += [_best(spread, float(step), limit, more) for step in steps]
-    return min(found, key=lambda both: both[1])[0]
+    limits = [(limit, more) for more in _APART if (limit := (count - 1 - more) // 2) >= 1]
+    steps = (start * 2.0 ** np.arange(-_FAR, _FAR + _STRIDE, _STRIDE)).astype(np.float32)
+    tried = [_best(spread, float(step), limit, more) for limit, more in limits for step in steps]
+    errors = usual.errors(spread.points)
+    least = float(spread.mass @ errors)
+    least *= _WORTH if float(errors.max(initial=0.0)) < _SINGLE * least else 1.0
+    best, error = min(tried, key=lambda both: both[1], default=(usual, np.inf))
+    return best if error < least else usual
 
 
 def _best(spread: Spread, step: float, limit: int, count: int) -> tuple[Ladder, float]:

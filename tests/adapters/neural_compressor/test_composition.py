@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 
 import pytest
@@ -15,6 +16,8 @@ from tests.adapters.neural_compressor.networks import cnn, levels, made, unchang
 from de_plugin.adapters.neural_compressor import DEQuantConfig  # isort: skip
 from neural_compressor.common.base_config import BaseConfig  # isort: skip
 from neural_compressor.torch.quantization import (  # isort: skip
+    MixedPrecisionConfig,
+    MXQuantConfig,
     GPTQConfig,
     HQQConfig,
     RTNConfig,
@@ -102,3 +105,17 @@ def test_what_the_host_reads_of_the_last_config_is_the_right_ones() -> None:
         ("6", "rtn"),
         ("8", "gptq"),
     ]
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("other", [MixedPrecisionConfig, MXQuantConfig])
+def test_configs_without_bits_go_with_ours(other: type[BaseConfig], first: bool) -> None:
+    """The host's statistics read of every config what only some have."""
+    model, x = made("cnn")
+    ours, theirs = DEQuantConfig(bits=3, white_list=["0", "3"], batches=x), other(white_list=["6"])
+    found = quantize(copy.deepcopy(model), ours + theirs if first else theirs + ours)
+    assert all(levels(found.get_parameter(f"{n}.weight")) <= 9 for n in ("0", "3"))
+    assert type(found.get_submodule("6")) is not nn.Linear
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the host's own layers index by lists
+        assert bool(torch.isfinite(found(x[:2])).all())

@@ -171,3 +171,22 @@ def test_the_mapping_is_by_layer_in_order() -> None:
     assert list(config.to_config_mapping(model_info=info)) == info
     DEQuantConfig.register_supported_configs()
     assert nn.Conv2d in DEQuantConfig.supported_configs[0].operators
+
+
+def test_what_is_said_again_counts_as_the_latest() -> None:
+    fine, coarse = DEQuantConfig(bits=8), DEQuantConfig(bits=2)
+    config = DEQuantConfig().set_local("fc1", fine).set_local("fc.*", coarse).set_local("fc1", fine)
+    model = nn.Sequential()
+    model.add_module("fc1", nn.Linear(4, 4))
+    model.add_module("fc2", nn.Linear(4, 4))
+    chosen = {name: c.bits for (name, _), c in config.resolved(config.get_model_info(model)).items()}
+    assert chosen == {"fc1": 8, "fc2": 2}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_weight_that_is_not_finite_is_named(value: float) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    with torch.no_grad():
+        model.get_parameter("1.weight")[0, 0] = value
+    with pytest.raises(ArgumentError, match="1.weight: holds NaN or infinite values"):
+        quantize(model, DEQuantConfig(bits=4))

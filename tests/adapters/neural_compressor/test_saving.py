@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from pathlib import Path
 
 import pytest
@@ -92,3 +93,23 @@ def test_a_file_of_another_network_leaves_the_model_as_it_was(tmp_path: Path) ->
     assert unchanged(other, before)
     with pytest.raises(FileError, match="holds no model.de.safetensors"):
         load(tmp_path, into=other)
+
+
+def test_two_calls_keep_the_levels_of_both(tmp_path: Path) -> None:
+    model, _ = made("cnn")
+    once = quantize(copy.deepcopy(model), DEQuantConfig(bits=4))
+    names = [n.removesuffix(".weight") for n, p in model.named_parameters() if p.dim() > 1]
+    first = quantize(copy.deepcopy(model), DEQuantConfig(bits=4, white_list=names[:2]))
+    twice = quantize(first, DEQuantConfig(bits=4, white_list=names[2:]))
+    sizes = [save(m, tmp_path / f"{n}.de.safetensors").file_bytes for n, m in enumerate((once, twice))]
+    assert abs(sizes[0] - sizes[1]) < 8
+    assert unchanged(twice, values(once))
+
+
+def test_a_pickled_model_can_still_be_saved(tmp_path: Path) -> None:
+    model, _ = made("mlp")
+    found = quantize(copy.deepcopy(model), DEQuantConfig(bits=4))
+    again = pickle.loads(pickle.dumps(found))
+    assert unchanged(again, values(found))
+    again.save(str(tmp_path / "out"))
+    assert unchanged(load(tmp_path / "out", into=copy.deepcopy(model)), values(found))

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from de_plugin.errors import ArgumentError, CheckpointError, SelectionError
 from de_plugin.prune.recover import Distillation
 from de_plugin.quantize import Quantized
-from tests.adapters.neural_compressor.networks import cnn, made, mlp, unchanged, values
+from tests.adapters.neural_compressor.networks import cnn, levels, made, mlp, unchanged, values
 
 from de_plugin.adapters.neural_compressor import DEQuantConfig, DETuner, Trial, agreement, tune  # isort: skip
 from de_plugin.adapters.neural_compressor.trials import Tolerance, key_of  # isort: skip
@@ -346,3 +346,94 @@ def test_trials_are_plain_data() -> None:
         / 512
     )
     assert cnn() is not None
+
+
+@pytest.mark.parametrize("crash", [3, 4, 6])
+def test_the_hosts_loop_goes_on_after_a_crash(crash: int, tmp_path: Path) -> None:
+    """The host counts its own trials, and has never seen those of the checkpoint."""
+    model, x = made("cnn")
+    agrees = agreement(model, x)
+    calls = 0
+
+    def interrupted(network: nn.Module) -> float:
+        nonlocal calls
+        calls += 1
+        if calls == crash:
+            raise KeyboardInterrupt
+        return agrees(network)
+
+    def tuner(checkpoint: Path | None) -> DETuner:
+        config = DEQuantConfig(bits=[2, 3, 4, 5, 6])
+        options: dict[str, Any] = {"batches": x, "max_trials": 8, "tolerable_loss": 0.01}
+        return DETuner(model, config, **options, checkpoint=checkpoint)
+
+    whole = tuner(None)
+    expected = values(whole.run(agrees).model)
+    path = tmp_path / "trials.json"
+    first = tuner(path)
+    with pytest.raises(KeyboardInterrupt):
+        autotune(model, first.tuning_config, first.eval_fn(interrupted))
+    again = tuner(path)
+    found = autotune(model, again.tuning_config, again.eval_fn(agrees))
+    assert [t.choices for t in again.trials] == [t.choices for t in whole.trials]
+    assert unchanged(found, expected)
+    known = tuner(path)  # everything is known, and a tuner may lead the host twice
+    for _ in range(2):
+        assert unchanged(autotune(model, known.tuning_config, known.eval_fn(agrees)), expected)
+
+
+@pytest.mark.parametrize("changed", [{"divergence": "mse"}, {"seed": 5}, {"samples": 50}])
+def test_scores_of_other_levels_are_not_handed_out(changed: dict[str, Any], tmp_path: Path) -> None:
+    model, x = made("mlp")
+    options: dict[str, Any] = {"max_trials": 2, "checkpoint": tmp_path / "trials.json"}
+    tune(model, score(model, x), DEQuantConfig(bits=[2, 4], batches=x), **options)
+    if "seed" in changed:
+        options |= changed
+    other = DEQuantConfig(bits=[2, 4], batches=x, **changed)
+    with pytest.raises(CheckpointError, match="belongs to another search"):
+        tune(model, score(model, x), other, **options)
+
+
+def test_checkpoints_of_other_versions_are_refused(tmp_path: Path) -> None:
+    model, x = made("mlp")
+    path = tmp_path / "trials.json"
+    tune(model, score(model, x), max_trials=2, checkpoint=path)
+    document = json.loads(path.read_text())
+    path.write_text(json.dumps({**document, "format": document["format"] - 1}))
+    with pytest.raises(CheckpointError, match="has format 1, expected 2.*give another file"):
+        tune(model, score(model, x), max_trials=2, checkpoint=path)
+
+
+def test_layers_that_share_a_weight_have_to_agree() -> None:
+    model, x = made("tied")
+    config = DEQuantConfig(bits=[2, 3]).set_local("head", DEQuantConfig(bits=8))
+    with pytest.raises(ArgumentError, match="share one weight and allow nothing in common"):
+        tune(model, agreement(model, x), config, max_trials=2)
+
+
+def test_what_is_tuned_may_be_told_by_place_and_advice_fits() -> None:
+    model, x = made("mlp")
+    short = tune(model, agreement(model, x), DEQuantConfig(bits=[2, 3, 8]), 1e-6, 1, batches=x)
+    assert len(short.trials) == 1
+    assert not short.ok
+    assert short.advice.startswith("max_trials ended the search before")
+    never = tune(model, agreement(model, x), DEQuantConfig(bits=2), -1.0, 30, batches=x)
+    assert "allow more loss" in never.advice
+    assert "give batches" not in never.advice
+    assert "give batches" in tune(model, agreement(model, x), DEQuantConfig(bits=2), -1.0).advice
+
+
+def test_plain_autotune_tries_what_single_layers_list() -> None:
+    model, _ = made("mlp")
+    local = DEQuantConfig(bits=[2, 8])
+    name = next(n for n, p in model.named_parameters() if p.dim() > 1).removesuffix(".weight")
+    config = DEQuantConfig(bits=[4, 6]).set_local(name, local)
+    tried = []
+
+    def evaluate(network: nn.Module) -> float:
+        tried.append(levels(network.get_parameter(f"{name}.weight")))
+        return 1.0 if len(tried) == 1 else 0.0
+
+    autotune(model, TuningConfig([config]), evaluate)
+    assert len(tried) == 1 + 4
+    assert [n > 4 for n in tried[1:]] == [False, True, False, True]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch import nn
 from de_plugin.errors import ArgumentError, SelectionError
 from tests.adapters.neural_compressor.networks import cnn, levels, made, unchanged, values
 
-from de_plugin.adapters.neural_compressor import DEQuantConfig  # isort: skip
+from de_plugin.adapters.neural_compressor import DEQuantConfig, load  # isort: skip
 from neural_compressor.common.base_config import BaseConfig  # isort: skip
 from neural_compressor.torch.quantization import (  # isort: skip
     MixedPrecisionConfig,
@@ -113,9 +114,22 @@ def test_configs_without_bits_go_with_ours(other: type[BaseConfig], first: bool)
     """The host's statistics read of every config what only some have."""
     model, x = made("cnn")
     ours, theirs = DEQuantConfig(bits=3, white_list=["0", "3"], batches=x), other(white_list=["6"])
-    found = quantize(copy.deepcopy(model), ours + theirs if first else theirs + ours)
-    assert all(levels(found.get_parameter(f"{n}.weight")) <= 9 for n in ("0", "3"))
-    assert type(found.get_submodule("6")) is not nn.Linear
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the host's own layers index by lists
+        found = quantize(copy.deepcopy(model), ours + theirs if first else theirs + ours)
         assert bool(torch.isfinite(found(x[:2])).all())
+    assert all(levels(found.get_parameter(f"{n}.weight")) <= 9 for n in ("0", "3"))
+    assert type(found.get_submodule("6")) is not nn.Linear
+
+
+def test_a_composition_is_read_into_the_same_composition(tmp_path: Path) -> None:
+    model, x = made("cnn")
+    both = DEQuantConfig(bits=3, white_list=["0", "3"]) + rtn("6", "8")
+    found = quantize(copy.deepcopy(model), both)
+    found.save(str(tmp_path))
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for p in other.parameters():
+            p.mul_(0.5)
+    again = load(tmp_path, into=quantize(other, DEQuantConfig(bits=3, white_list=["0", "3"]) + rtn("6", "8")))
+    assert torch.equal(again(x), found(x))

@@ -193,8 +193,9 @@ class CompensatedRates(Rates):
                     forms.setdefault(number, []).append(self._form(number, rows, design)[:2])
             if number in forms and not any(n == number for n, _ in left):
                 mine = forms.pop(number)
+                spread = Spread.of(self.survivors[number].values)
                 for count in wanted[number]:
-                    found[number, count] = self._ladder(number, mine, count)
+                    found[number, count] = self._ladder(number, mine, spread, count)
 
         problem = self.student.problem
         with problem.units.zeroed(problem.kept):
@@ -203,11 +204,11 @@ class CompensatedRates(Rates):
 
     # -- one layer -------------------------------------------------------------------------------
 
-    def _ladder(self, number: int, forms: list[tuple[Quadratic, Tensor]], count: int) -> Ladder:
+    def _ladder(
+        self, number: int, forms: list[tuple[Quadratic, Tensor]], spread: Spread, count: int
+    ) -> Ladder:
         """Return the levels of least error, of so many, of a layer whose parts cost what the forms say."""
-        survivors = self.survivors[number]
-        start = float(Uniform(levels=2 * max(1, (count - 1) // 2) + 1).steps(survivors)[0])
-        spread = Spread.of(survivors.values)
+        start = float(Uniform(levels=2 * max(1, (count - 1) // 2) + 1).steps(self.survivors[number])[0])
         first = ladder(spread, start, count)
         layer = self.student.problem.units.layers[number]
         live = layer.canonical(layer.parameter.detach()).flatten(1)

@@ -37,6 +37,8 @@ QUANTIZED = ("minilm",)
 """Networks that no host here can prune."""
 SAMPLES = {**dict.fromkeys(IMAGES, 2000), "crepe": 256, "minilm": 64}
 """For the choice of what goes, where no other number is given."""
+MARGIN, MINILM_MARGIN = 0.1, 0.75
+"""How much of another's divergence a search for levels may cause, see `Case.margin`."""
 CENTS_A_BIN = 20.0
 _TEST_FRAMES = 500
 _TEST_SENTENCES, _HELD_OUT_SENTENCES, _LONGEST = 256, 256, 32
@@ -112,7 +114,7 @@ class Case:
     norms: dict[str, str] = field(default_factory=dict)
     held_out: Tensor | None = None
     levels: dict[str, Any] = field(default_factory=dict)
-    margin: float = 0.1
+    margin: float = MARGIN
 
     @cached_property
     def intact(self) -> Tensor:
@@ -261,7 +263,7 @@ def _minilm(samples: int, seed: int) -> Case:
         masked=(),
         held_out=ids[samples:],
         levels={"bits": [3, 4, 5, 6], "codebook": "entropy", "price": 0.25},  # each costs a pass a layer
-        margin=0.75,  # its loss is its divergence
+        margin=MINILM_MARGIN,  # its loss is its divergence
     )
 
 

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from dropin_networks import Case
+from dropin_networks import MARGIN, MINILM_MARGIN, Case
 from torch import Tensor, nn
 
 with warnings.catch_warnings():  # the host is older than the torch it runs on
@@ -44,7 +44,9 @@ _BUILT_IN = {  # the adapter's name of it, bits a weight
 }
 
 METHODS = tuple(method for name in _BUILT_IN for method in (name, f"de at {name}"))
-CRITERION = f"at most 0.1 of the divergence (minilm 0.75) on held-out training data, {_TRIALS} trials"
+CRITERION = (
+    f"at most {MARGIN} of the divergence (minilm {MINILM_MARGIN}) on held-out training data, {_TRIALS} trials"
+)
 VERSIONS = {"neural_compressor": neural_compressor.__version__}
 
 logging.getLogger("neural_compressor").setLevel("ERROR")

@@ -7,11 +7,12 @@ from collections.abc import Generator, Sequence
 
 import numpy as np
 
-from de_plugin.adapters.neural_compressor.space import Genome, Space
+from de_plugin.adapters.neural_compressor.space import Genome, Space, damage
 from de_plugin.adapters.neural_compressor.trials import Trial
 from de_plugin.quantize.survivors import Floats
 
 _CHILDREN, _DEAR_CHILDREN = 16, 6  # those whose levels depend on each other are fitted one by one
+_FITTED = 16_000_000  # weights of the children that are fitted for a trial; one child is always allowed
 _DRAWS = 400
 _SAVING, _LEAST, _MOST = 0.05, 1e-3, 0.2
 """Share of the cost that a child is to save: at first, and its bounds."""
@@ -42,6 +43,21 @@ class Surrogate:
         if genome not in self._known:
             self._known[genome] = self._space.bench.divergence(self._space.levels(genome))
         return self._known[genome]
+
+    def gentlest(self, genomes: Sequence[Genome]) -> Genome:
+        """Return the genome that is expected to hurt least.
+
+        Where the levels of a large network depend on each other, what its layers do alone tells which few
+        genomes are fitted, and a single one is not: its trial fits it.
+        """
+        few = _fitted_children(self._space)
+        if few < _DEAR_CHILDREN:
+            genomes = sorted(genomes, key=self._alone)[:few]
+        return genomes[0] if len(genomes) == 1 else min(genomes, key=self)
+
+    def _alone(self, genome: Genome) -> float:
+        """Return the damage of the layers one by one, added up."""
+        return sum(damage(g.options[n]) for g, n in zip(self._space.groups, genome, strict=True))
 
     def learn(self, genome: Genome, trial: Trial) -> None:
         """Take a trial into account."""
@@ -83,7 +99,7 @@ def proposals(space: Space, surrogate: Surrogate, cheaper: str, seed: int) -> Ge
             if saving < _LEAST:
                 return
             continue
-        child = min(children, key=surrogate)
+        child = surrogate.gentlest(children)
         trial = yield child
         surrogate.learn(child, trial)
         won = trial.ok and cost_of(trial, cheaper) < cost_of(seen[best], cheaper)
@@ -103,7 +119,7 @@ def _children(
 ) -> list[Genome]:
     """Return new genomes that save so much of their parent's cost: some layers finer, others coarser."""
     goal = (1 - saving) * space.cost(parent)
-    most = _CHILDREN if space.bench.settings.compensated is None else _DEAR_CHILDREN
+    most = _DEAR_CHILDREN if _fitted_children(space) == _DEAR_CHILDREN else _CHILDREN
     found: dict[Genome, None] = {}
     for _ in range(_DRAWS):
         genes = list(parent)
@@ -119,6 +135,13 @@ def _children(
         if len(found) == most:
             break
     return list(found)
+
+
+def _fitted_children(space: Space) -> int:
+    """Return how many genomes may be fitted to find the next one to be tried."""
+    if space.bench.settings.compensated is None:
+        return _CHILDREN
+    return min(_DEAR_CHILDREN, max(1, _FITTED // sum(group.weights for group in space.groups)))
 
 
 def _step(space: Space, genes: list[int], random: np.random.Generator, way: int) -> None:

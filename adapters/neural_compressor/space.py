@@ -87,14 +87,14 @@ class Space:
 
     def _options(self, parts: tuple[Part, ...], choices: Sequence[Choice]) -> tuple[Option, ...]:
         found = [self._option(parts, choice) for choice in choices]
-        damage = [_damage(option) for option in found]
-        order = sorted(range(len(found)), key=lambda n: (found[n].cost, damage[n], n))
+        hurts = [damage(option) for option in found]
+        order = sorted(range(len(found)), key=lambda n: (found[n].cost, hurts[n], n))
         result: list[Option] = []
         least = math.inf
         for n in order:
-            if damage[n] < least:
+            if hurts[n] < least:
                 result.append(found[n])
-                least = damage[n]
+                least = hurts[n]
         return tuple(result)
 
     def _option(self, parts: tuple[Part, ...], choice: Choice) -> Option:
@@ -150,10 +150,10 @@ class Space:
         now = [len(group.options) - 1 for group in self.groups]
         steps = []
         for number, group in enumerate(self.groups):
-            hull = _hull([(o.cost, weights[number] * _damage(o)) for o in group.options])
+            hull = _hull([(o.cost, weights[number] * damage(o)) for o in group.options])
             for order, (fine, coarse) in enumerate(itertools.pairwise(reversed(hull))):
                 a, b = group.options[fine], group.options[coarse]
-                harm = weights[number] * (_damage(b) - _damage(a)) / max(a.cost - b.cost, 1e-300)
+                harm = weights[number] * (damage(b) - damage(a)) / max(a.cost - b.cost, 1e-300)
                 steps.append((harm, number, order, coarse))
         result = [tuple(now)]
         for _, number, _, coarse in sorted(steps):
@@ -237,7 +237,8 @@ def _common(names: Sequence[str], asked: list[Sequence[Choice]]) -> list[Choice]
     return both
 
 
-def _damage(option: Option) -> float:
+def damage(option: Option) -> float:
+    """Return how much an option hurts when its layers alone have levels."""
     return option.error if math.isnan(option.divergence) else option.divergence
 
 

@@ -22,6 +22,8 @@ from de_plugin.quantize import Quantized
 from tests.adapters.neural_compressor.networks import cnn, made, mlp, unchanged, values
 
 from de_plugin.adapters.neural_compressor import DEQuantConfig, DETuner, Trial, agreement, tune  # isort: skip
+from de_plugin.adapters.neural_compressor import proposing  # isort: skip
+from de_plugin.adapters.neural_compressor.compensating import Compensating  # isort: skip
 from de_plugin.adapters.neural_compressor.trials import Tolerance, key_of  # isort: skip
 from neural_compressor.torch.quantization import quantize  # isort: skip
 
@@ -72,6 +74,29 @@ def test_bytes_of_very_large_networks_are_expected_and_those_of_the_winner_count
     assert all(expected == pytest.approx(real, rel=0.05) for expected, real in both)
     assert any(expected != real for expected, real in both)
     assert found.save(tmp_path / "net.de.safetensors").file_bytes == found.trial.bytes
+
+
+def test_a_trial_of_a_large_compensated_network_fits_it_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = made("mlp")
+    fitted: list[int] = []
+    levels = Compensating.levels
+
+    def counted(self: Compensating, asked: Any) -> Any:
+        fitted.append(len(asked))
+        return levels(self, asked)
+
+    monkeypatch.setattr(Compensating, "levels", counted)
+    counts = {}
+    for most in (proposing._FITTED, 1):
+        monkeypatch.setattr(proposing, "_FITTED", most)
+        fitted.clear()
+        config = DEQuantConfig(bits=[2, 3, 4, 5, 6], rounding="compensated")
+        found = tune(model, score(model, x), config, tolerable_loss=0.002, max_trials=9, batches=x)
+        assert found.ok
+        assert len(found.trials) == 9
+        assert found.trial.bytes == min(t.bytes for t in found.trials if t.ok)
+        counts[most] = fitted.count(max(fitted))
+    assert counts[1] <= 9 < counts[max(counts)]
 
 
 def test_mixed_bits_beat_the_same_bits_for_all() -> None:

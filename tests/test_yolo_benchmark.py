@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -77,6 +78,33 @@ def test_every_stage_follows_the_one_before(
     whole = 4 * sum(x.numel() for n, x in original.state_dict().items() if "num_batches" not in n)
     assert rows[3]["ratio"] == pytest.approx(whole / rows[3]["bytes"], rel=0.02)
     assert run(sized, monkeypatch) == rows
+
+
+def test_a_network_of_drawn_weights_tells_what_each_stage_takes(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at = command.index("--weights")
+    drawn = [*command[:at], *command[at + 2 :], "--seed", "3"]
+    rows = run(drawn, monkeypatch)
+    assert [row["stage"] for row in rows] == STAGES
+    assert all(row["seconds"] > 0 for row in rows[1:])
+    assert all((row["peak_gib"] or 0) > 0 for row in rows[1:]) or not benchmark("memory").KNOWN
+    assert rows[-1]["bytes"] == (tmp_path / "work" / "yolo.de.safetensors").stat().st_size
+    with pytest.raises(SystemExit, match="belongs to other seed"):
+        run([*drawn[:-1], "4"], monkeypatch)
+
+
+@pytest.mark.skipif(not benchmark("memory").KNOWN, reason="this system does not tell what a process takes")
+def test_the_peak_is_that_of_what_came_last() -> None:
+    memory = benchmark("memory")
+    large = torch.ones(1 << 26)
+    assert memory.peak() >= large.nbytes
+    del large
+    memory.forget_peak()
+    before = memory.peak()
+    assert before < memory.resident() + (1 << 26)
+    small = torch.ones(1 << 24)
+    assert before + small.nbytes // 2 < memory.peak() < before + 2 * small.nbytes
 
 
 def test_what_is_asked_wrongly_is_refused(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from memory import peak, resident
 from torch import Tensor, nn
 
 import de_plugin
@@ -134,17 +135,17 @@ def _memory(which: str, work: Callable[[nn.Module, Tensor], dict[str, Any]]) -> 
     work(small, torch.rand(4, 1, 4, 4))
     model, inputs = _network(which)
     size = sum(p.numel() * p.element_size() for p in model.parameters())
-    before = _resident()
+    before = resident()
     with torch.no_grad():
         model(inputs)
-    alone = _peak()
+    alone = peak()
     started = time.monotonic()
     found = work(model, inputs)
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
         "model_bytes": size,
         "forward_over_model": (alone - before + size) / size,
-        "peak_over_model": (_peak() - before + size) / size,
+        "peak_over_model": (peak() - before + size) / size,
         "seconds": time.monotonic() - started,
         **found,
     }
@@ -178,20 +179,6 @@ def _search(model: nn.Module, inputs: Tensor) -> dict[str, Any]:
         batch_size=2,
     )
     return {"evaluations": report.evaluations}
-
-
-def _peak() -> int:
-    """Return the bytes that this program had in memory at most; getrusage counts its parent's as well."""
-    return 1024 * _status("VmHWM")
-
-
-def _resident() -> int:
-    return 1024 * _status("VmRSS")
-
-
-def _status(name: str) -> int:
-    text = Path("/proc/self/status").read_text()
-    return int(text.split(f"{name}:")[1].split()[0])
 
 
 def growth(options: argparse.Namespace) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from memory import KNOWN, forget_peak, peak
 from rows import versions, write
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -71,7 +72,11 @@ class Run:
     @cached_property
     def original(self) -> Darknet:
         """The trained network."""
-        return darknet(self.options.cfg, self.options.weights)
+        return self.network()
+
+    def network(self) -> Darknet:
+        """Return a copy of the original."""
+        return darknet(self.options.cfg, self.options.weights, seed=self.options.seed)
 
     @cached_property
     def divergence(self) -> Detector:
@@ -162,8 +167,15 @@ class Run:
                 result += detections(decoded, sizes, model.size, threshold=0.005)
         return result
 
-    def told(self, stage: str, model: Darknet, seconds: float, **more: Any) -> Row:
-        """Measure a network on the evaluation images."""
+    def told(self, stage: str, model: Darknet, spent: Row, **more: Any) -> Row:
+        """Measure a network on the evaluation images.
+
+        Args:
+            stage: its name.
+            model: the network.
+            spent: what it took to make it.
+            more: other entries of the row.
+        """
         ours = self.found(model)
         sure = retention(self.seen, ours, confidence=0.8)
         all_ = retention(self.seen, ours, confidence=0.5)
@@ -182,26 +194,30 @@ class Run:
             "extra_detections": sure.extra,
             "detections": sure.detections,
             "ap50": None if labels is None else average_precision(ours, self.photos, labels),
-            "seconds": seconds,
+            **spent,
             **more,
         }
 
-    def kept(self, stage: str, make: Callable[[Darknet], Any]) -> tuple[Darknet, float]:
-        """Return a network that `make` has changed, and the seconds: once, then from the work folder.
+    def kept(self, stage: str, make: Callable[[Darknet], Any]) -> tuple[Darknet, Row]:
+        """Return a network that `make` has changed, and what that took: once, then from the work folder.
 
-        What a search that was cut off had taken before is not counted.
+        Seconds, and GiB at the peak where the system tells. What a search that was cut off had taken before
+        is not counted.
         """
         path = self.options.work / f"{stage.replace(' ', '-')}.safetensors"
-        model = darknet(self.options.cfg, self.options.weights)
+        model = self.network()
         if not path.exists():
+            if KNOWN:
+                forget_peak()
             started = time.monotonic()
             make(model)
-            told = {"seconds": str(time.monotonic() - started)}
+            spent = {"seconds": time.monotonic() - started, "peak_gib": peak() / 2**30 if KNOWN else None}
             with whole(path) as draft:
+                told = {"spent": json.dumps(spent)}
                 save_file({k: v.contiguous() for k, v in model.state_dict().items()}, draft, told)
         with safe_open(path, "pt") as file:
             model.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
-            return model, float(file.metadata()["seconds"])
+            return model, json.loads(file.metadata()["spent"])
 
 
 def forward(model: nn.Module, images: Tensor) -> Any:
@@ -229,7 +245,7 @@ def masks(run: Run, sparsity: float, name: str) -> Row:
         recovery.append(Reconstruction(samples=run.options.mask_samples))
     evolved = name.startswith("de")
     stage = f"{name} {sparsity:.0%}"
-    model, seconds = run.kept(
+    model, spent = run.kept(
         stage,
         lambda net: de_plugin.prune(
             net,
@@ -240,7 +256,7 @@ def masks(run: Run, sparsity: float, name: str) -> Row:
             **run.shared(run.options.mask_samples),
         ),
     )
-    return run.told(stage, model, seconds)
+    return run.told(stage, model, spent)
 
 
 def distillation(run: Run, steps: int, share: float = 1.0) -> Distillation:
@@ -254,7 +270,7 @@ def distillation(run: Run, steps: int, share: float = 1.0) -> Distillation:
     return Distillation(steps, options.lr * share, BATCH, validate_every=100, hints=hints)
 
 
-def distilled(run: Run) -> tuple[Darknet, float]:
+def distilled(run: Run) -> tuple[Darknet, Row]:
     """Prune in many cycles, with a short distillation after each and a long one at the end."""
     options = run.options
     between, last = (distillation(run, steps) for steps in (options.steps_between, options.steps))
@@ -276,7 +292,7 @@ def distilled(run: Run) -> tuple[Darknet, float]:
     )
 
 
-def settled(run: Run) -> tuple[Darknet, float]:
+def settled(run: Run) -> tuple[Darknet, Row]:
     """Train the survivors on, on images of the network's own size."""
 
     def make(net: Darknet) -> None:
@@ -287,7 +303,7 @@ def settled(run: Run) -> tuple[Darknet, float]:
         problem.kept = problem.units.reduce([x != 0 for x in problem.units.values()]).bool()
         recovery(problem)
 
-    _ = distilled(run)  # that has a row, and seconds, of its own
+    _ = distilled(run)  # that has a row, and costs, of its own
     return run.kept("settled", make)
 
 
@@ -313,15 +329,15 @@ def filed(run: Run) -> Row:
         with whole(path) as draft:
             draft.write_bytes(data)
 
-    _ = settled(run)  # that has a row, and seconds, of its own
-    _, seconds = run.kept("levels", make)
-    loaded = darknet(run.options.cfg, run.options.weights)
+    _ = settled(run)  # that has a row, and costs, of its own
+    _, spent = run.kept("levels", make)
+    loaded = run.network()
     de_plugin.load(path, into=loaded)
     info = de_plugin.inspect(path)
     weights = [x for x in info.layers if x.kind == "quantized" and len(x.shape) > 1]
     bits = 8 * sum(x.bytes for x in weights) / max(1, sum(x.nonzero for x in weights))
     size = path.stat().st_size
-    return run.told("file", loaded, seconds, bits=bits, bytes=size, ratio=info.ratio)
+    return run.told("file", loaded, spent, bits=bits, bytes=size, ratio=info.ratio)
 
 
 def pictures(run: Run) -> None:
@@ -329,7 +345,7 @@ def pictures(run: Run) -> None:
     folder, names, path = run.options.pictures, run.options.names, run.options.work / FILE
     if not path.exists():
         raise SystemExit(f"--pictures {folder}: there is no file yet; measure the stage 'file' first")
-    model = darknet(run.options.cfg, run.options.weights)
+    model = run.network()
     de_plugin.load(path, into=model)
     folder.mkdir(parents=True, exist_ok=True)
     classes = [] if names is None else names.read_text().split("\n")
@@ -340,7 +356,7 @@ def pictures(run: Run) -> None:
 
 def stages(run: Run) -> Iterator[tuple[str, Callable[[], Row]]]:
     """Yield what is measured, in order."""
-    yield "original", lambda: run.told("original", run.original, 0.0)
+    yield "original", lambda: run.told("original", run.original, {"seconds": 0.0, "peak_gib": None})
     for name, sparsity in itertools.product(MASKS, SPARSITIES):
         yield f"{name} {sparsity:.0%}", partial(masks, run, sparsity, name)
     yield "distilled", lambda: run.told("distilled", *distilled(run))

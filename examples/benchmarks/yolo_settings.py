@@ -59,7 +59,7 @@ def settings(options: argparse.Namespace) -> dict[str, Any]:
 def parsed(text: str | None) -> argparse.Namespace:
     """Read the command line; the text is shown in its help."""
     parser = argparse.ArgumentParser(description=text)
-    parser.add_argument("--weights", type=Path, required=True)
+    parser.add_argument("--weights", type=Path, help="trained numbers; drawn where none are given")
     parser.add_argument("--cfg", type=Path, required=True)
     parser.add_argument("--images", type=Path, nargs="+", required=True, help="folders, for the choice")
     parser.add_argument(

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any
 
 from neural_compressor.common.base_config import BaseConfig, ComposableConfig
 
-from de_plugin.errors import SelectionError
+from de_plugin.errors import ArgumentError, SelectionError
 
 _LEAKED = ("use_layer_wise", "use_block_wise", "model_path", "quant_lm_head")
 """What the host's entries of RTN and GPTQ read from the last config, whosever it is."""
+
+_WHOLE = ("static_quant", "pt2e_dynamic_quant", "smooth_quant")
+"""Algorithms of the host that take a whole model, traced or exported, and tell none of its layers."""
 
 
 class Composition(ComposableConfig):
@@ -18,7 +22,19 @@ class Composition(ComposableConfig):
 
     Unlike the host's own, it knows white lists of types and configs that hold for all layers. Where two
     want a layer, the later one gets it.
+
+    Raises:
+        ArgumentError: one of the host's algorithms takes whole models.
     """
+
+    def __init__(self, configs: Sequence[BaseConfig]) -> None:
+        for config in configs:
+            if config.name in _WHOLE:
+                raise ArgumentError(
+                    f"DEQuantConfig beside {type(config).__name__}: the host gives {config.name} a whole "
+                    "model and cannot leave layers to others; quantize in two calls, DEQuantConfig first"
+                )
+        super().__init__(list(configs))
 
     def to_config_mapping(
         self, config_list: list[BaseConfig] | None = None, model_info: dict[str, Any] | None = None

@@ -19,9 +19,12 @@ from neural_compressor.common.base_config import BaseConfig  # isort: skip
 from neural_compressor.torch.quantization import (  # isort: skip
     MixedPrecisionConfig,
     MXQuantConfig,
+    DynamicQuantConfig,
     GPTQConfig,
     HQQConfig,
     RTNConfig,
+    SmoothQuantConfig,
+    StaticQuantConfig,
     TEQConfig,
     convert,
     prepare,
@@ -96,6 +99,15 @@ def test_algorithms_that_take_all_layers_for_theirs_are_refused(other: Callable[
     ):
         with pytest.raises(ArgumentError, match="beside TEQ or HQQ.*two calls"):
             quantize(copy.deepcopy(model), config, example_inputs=x[:2])
+
+
+@pytest.mark.parametrize("other", [StaticQuantConfig, DynamicQuantConfig, SmoothQuantConfig])
+def test_algorithms_of_whole_models_are_refused_when_they_are_added(
+    other: Callable[..., BaseConfig],
+) -> None:
+    for more in (other(), rtn("6") + other()):
+        with pytest.raises(ArgumentError, match="DEQuantConfig beside .*whole model.*two calls"):
+            DEQuantConfig(white_list=["0"]) + more
 
 
 def test_what_the_host_reads_of_the_last_config_is_the_right_ones() -> None:

@@ -84,7 +84,7 @@ def test_a_network_of_drawn_weights_tells_what_each_stage_takes(
     command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     at = command.index("--weights")
-    drawn = [*command[:at], *command[at + 2 :], "--seed", "3"]
+    drawn = [*command[:at], *command[at + 2 :], "--size", "96", "--seed", "3"]
     rows = run(drawn, monkeypatch)
     assert [row["stage"] for row in rows] == STAGES
     assert all(row["seconds"] > 0 for row in rows[1:])
@@ -108,8 +108,9 @@ def test_the_peak_is_that_of_what_came_last() -> None:
 
 
 def test_what_is_asked_wrongly_is_refused(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(SystemExit, match="--train-size 33: expected a multiple of 32"):
-        run([*command, "--train-size", "33"], monkeypatch)
+    for name in ("--size", "--train-size"):
+        with pytest.raises(SystemExit, match=f"{name} 33: expected a multiple of 32"):
+            run([*command, name, "33"], monkeypatch)
     same = command[command.index("--images") + 1]
     with pytest.raises(SystemExit, match="are among --images too"):
         run([*command, "--eval-images", same], monkeypatch)

@@ -76,7 +76,10 @@ class Run:
 
     def network(self) -> Darknet:
         """Return a copy of the original."""
-        return darknet(self.options.cfg, self.options.weights, seed=self.options.seed)
+        model = darknet(self.options.cfg, self.options.weights, seed=self.options.seed)
+        if self.options.size is not None:
+            model.size = (self.options.size, self.options.size)
+        return model
 
     @cached_property
     def divergence(self) -> Detector:

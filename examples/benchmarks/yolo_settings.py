@@ -28,9 +28,9 @@ def check_apart(options: argparse.Namespace) -> None:
         )
     if not 0 <= options.holdout < 1:
         raise SystemExit(f"--holdout {options.holdout}: expected a share in [0, 1)")
-    side = options.train_size
-    if side is not None and (side < 32 or side % 32):
-        raise SystemExit(f"--train-size {side}: expected a multiple of 32")
+    for name, side in (("--size", options.size), ("--train-size", options.train_size)):
+        if side is not None and (side < 32 or side % 32):
+            raise SystemExit(f"{name} {side}: expected a multiple of 32")
     if options.plain < 1 or (options.mosaics > 0 and len(files) < 4):
         raise SystemExit(
             f"--plain {options.plain}, --mosaics {options.mosaics}: need 1 and 4 photographs at least"
@@ -93,6 +93,7 @@ def parsed(text: str | None) -> argparse.Namespace:
     parser.add_argument("--start", type=float, default=0.6)
     parser.add_argument("--steps-between", type=int, default=150)
     parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--size", type=int, help="side of the images; that of the cfg where not given")
     parser.add_argument(
         "--train-size", type=int, help="side of the images of the cycles; the network's own where not given"
     )

@@ -90,6 +90,7 @@ def test_a_network_of_drawn_weights_tells_what_each_stage_takes(
     rows = run(drawn, monkeypatch)
     assert [row["stage"] for row in rows] == STAGES
     assert all(row["seconds"] > 0 for row in rows[1:])
+    assert not any("retained_08" in row for row in rows)
     assert all((row["peak_gib"] or 0) > 0 for row in rows[1:]) or not benchmark("memory").KNOWN
     assert rows[-1]["bytes"] == (tmp_path / "work" / "yolo.de.safetensors").stat().st_size
     with pytest.raises(SystemExit, match="belongs to other seed"):

@@ -1,4 +1,4 @@
-"""How small LeNet-300-100 and LeNet-5 become, every byte of the file counted, on MNIST and FashionMNIST.
+"""How small LeNet-300-100, LeNet-5 and a ResNet become, every byte counted, on MNIST and FashionMNIST.
 
 The original is trained on all training images but 10,000, and so is what follows: it sees those images, and
 copies of them that are shifted by up to two pixels. "post-training" takes no gradient step, and labels only
@@ -47,17 +47,23 @@ PIXELS = 2
 SPARSITIES = {
     ("lenet300", "post-training"): (0.7,),
     ("lenet5", "post-training"): (0.8,),
+    ("resnet", "post-training"): (0.5, 0.7),
     ("lenet300", "recovered"): (0.975,),
     ("lenet5", "recovered"): (0.922,),
+    ("resnet", "recovered"): (0.9,),
 }
 
-CHANNELS = {"lenet300": {}, "lenet5": {"conv1": 0.6, "conv2": 0.6, "fc1": 0.84}}
+CHANNELS: dict[str, dict[str, float]] = {
+    "lenet300": {},
+    "lenet5": {"conv1": 0.6, "conv2": 0.6, "fc1": 0.84},
+    "resnet": {},
+}
 """Fractions of channels that a recovered network loses first; they are really cut."""
 
 READERS = {"conv1": "conv2", "conv2": "fc1", "fc1": "fc2"}
 """The layer that reads each layer's channels."""
 
-TARGETS = {"lenet300": 8500, "lenet5": 2800}
+TARGETS = {"lenet300": 8500, "lenet5": 2800, "resnet": 9600}
 """Bytes of a recovered network's file."""
 
 POINTS = {("lenet300", "mnist"): 0.4}
@@ -66,7 +72,11 @@ POINTS = {("lenet300", "mnist"): 0.4}
 BRIEF = DirectedEvolution(population=12, generations=1, samples=1000, swaps=Swaps(rounds=0))
 """Where images take their time, and where training follows."""
 
-SAMPLES = {("lenet300", "post-training"): 60_000, ("lenet5", "post-training"): 20_000}
+SAMPLES = {
+    ("lenet300", "post-training"): 60_000,
+    ("lenet5", "post-training"): 20_000,
+    ("resnet", "post-training"): 20_000,
+}
 """Images that a recipe reads, copies among them; all where nothing is said."""
 
 GATE = 5000
@@ -74,6 +84,9 @@ GATE = 5000
 
 BETWEEN = Distillation(steps=500, lr=2e-3, labels=0.5, batch_size=128, validate_every=250)
 """What follows a cut."""
+
+STEPS = {"resnet": (250, 4000, 1200)}
+"""Of what follows a cut, the last one, and levels, where a step takes longer than a LeNet's."""
 
 
 def options(network: str, recipe: str) -> dict[str, Any]:
@@ -85,21 +98,26 @@ def options(network: str, recipe: str) -> dict[str, Any]:
         if network == "lenet5":
             rounding = Compensated()
             pruning = {"schedule": Schedule(4, start=0.5), "recovery": "leastsquares", "criterion": BRIEF}
+        if network == "resnet":
+            rounding = Compensated()
+            both = ["batchnorm", "leastsquares"]
+            pruning = {"schedule": Schedule(3, start=0.3), "recovery": both, "criterion": BRIEF}
         return {
             "pruning": pruning,
             "quantizing": {"search": search, "rounding": rounding, "codebooks": ()},
         }
+    between, finish, levels = STEPS.get(network, (BETWEEN.steps, 10_000, 3000))
     return {
         "pruning": {
             "criterion": BRIEF,
             "schedule": Schedule(12, start=0.6),
-            "recovery": BETWEEN,
-            "finish": replace(BETWEEN, steps=10_000, validate_every=400),
+            "recovery": replace(BETWEEN, steps=between),
+            "finish": replace(BETWEEN, steps=finish, validate_every=400),
         },
         "quantizing": {
             "search": RateSearch(generations=6, population=8),
             "levels": None,
-            "recovery": replace(BETWEEN, steps=3000, lr=1e-3, validate_every=200),
+            "recovery": replace(BETWEEN, steps=levels, lr=1e-3, validate_every=200),
         },
     }
 
@@ -234,7 +252,7 @@ def row(network: str, data: Dataset, recipe: str) -> dict[str, Any]:
         )
         seconds = time.monotonic() - started
         state = de_plugin.load(path)
-        loaded = shaped(original, state)
+        loaded = shaped(original, state) if CHANNELS[network] else copy.deepcopy(original)
         loaded.load_state_dict(state)
         size = path.stat().st_size
     weights = [x for x in found.file.layers if x.kind == "quantized" and len(x.shape) > 1]
@@ -265,7 +283,7 @@ def row(network: str, data: Dataset, recipe: str) -> dict[str, Any]:
 
 def line(row: dict[str, Any]) -> str:
     """Return a row of the README's table."""
-    network = {"lenet300": "LeNet-300-100", "lenet5": "LeNet-5"}[row["network"]]
+    network = {"lenet300": "LeNet-300-100", "lenet5": "LeNet-5", "resnet": "ResNet"}[row["network"]]
     data = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST"}[row["data"]]
     recipe = "post-training" if not row["gradient_steps"] else f"{row['gradient_steps']:,} steps"
     cells = [

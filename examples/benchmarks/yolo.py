@@ -179,26 +179,32 @@ class Run:
             spent: what it took to make it.
             more: other entries of the row.
         """
-        ours = self.found(model)
-        sure = retention(self.seen, ours, confidence=0.8)
-        all_ = retention(self.seen, ours, confidence=0.5)
         weights = [p for p in model.parameters() if p.dim() > 1]
         total = sum(p.numel() for p in weights)
-        labels = self.options.labels
         return {
             "stage": stage,
             "sparsity": 1 - sum(int(p.count_nonzero()) for p in weights) / total,
             "bits": None,
             "bytes": None,
             "ratio": None,
+            **({} if self.options.weights is None else self._sees(model)),
+            **spent,
+            **more,
+        }
+
+    def _sees(self, model: Darknet) -> Row:
+        """Compare what a network finds with what the original does, and both with the labels."""
+        ours = self.found(model)
+        sure = retention(self.seen, ours, confidence=0.8)
+        all_ = retention(self.seen, ours, confidence=0.5)
+        labels = self.options.labels
+        return {
             "retained_05": all_.share,
             "retained_08": sure.share,
             "objects": sure.objects,
             "extra_detections": sure.extra,
             "detections": sure.detections,
             "ap50": None if labels is None else average_precision(ours, self.photos, labels),
-            **spent,
-            **more,
         }
 
     def kept(self, stage: str, make: Callable[[Darknet], Any]) -> tuple[Darknet, Row]:

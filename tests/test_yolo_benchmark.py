@@ -122,6 +122,9 @@ def test_what_is_asked_wrongly_is_refused(command: list[str], monkeypatch: pytes
     for name in ("--size", "--train-size"):
         with pytest.raises(SystemExit, match=f"{name} 33: expected a multiple of 32"):
             run([*command, name, "33"], monkeypatch)
+    at = command.index("--weights")
+    with pytest.raises(SystemExit, match="--pictures, --labels: need --weights"):
+        run([*command[:at], *command[at + 2 :], "--labels", "labels"], monkeypatch)
     same = command[command.index("--images") + 1]
     with pytest.raises(SystemExit, match="are among --images too"):
         run([*command, "--eval-images", same], monkeypatch)

@@ -26,6 +26,8 @@ def check_apart(options: argparse.Namespace) -> None:
         raise SystemExit(
             f"--eval-images: {', '.join(both[:5])} and so on are among --images too; leave them out"
         )
+    if options.weights is None and (options.pictures or options.labels):
+        raise SystemExit("--pictures, --labels: need --weights; drawn ones see nothing")
     if not 0 <= options.holdout < 1:
         raise SystemExit(f"--holdout {options.holdout}: expected a share in [0, 1)")
     for name, side in (("--size", options.size), ("--train-size", options.train_size)):

@@ -70,7 +70,7 @@ def matches(key: Any, name: str, kind: str, names: Sequence[str]) -> bool:
 
     Args:
         key: a module type; a layer's name, which means that one alone; or a regular expression that its
-            name begins with, as everywhere in the host.
+            name begins with, as everywhere in the host. An empty one means no layer, not all.
         name: of the layer.
         kind: its type's name.
         names: all there are.
@@ -80,7 +80,7 @@ def matches(key: Any, name: str, kind: str, names: Sequence[str]) -> bool:
     if key in names:
         return key == name
     try:
-        return re.match(key, name) is not None
+        return bool(key) and re.match(key, name) is not None
     except re.error as error:
         raise SelectionError(f"{key!r}: neither a layer nor a regular expression ({error})") from error
 

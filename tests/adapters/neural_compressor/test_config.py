@@ -66,6 +66,7 @@ def _local(name: Any) -> DEQuantConfig:
         (_local("(fc"), "neither a layer nor a regular expression"),
         (DEQuantConfig(bits_per_layer={"fc": 3}), "bits_per_layer: 'fc' is none"),
         (DEQuantConfig(white_list=["fc1", "had"]), "white_list: 'had' is none.*head"),
+        (DEQuantConfig(white_list=[""]), "white_list: '' is none"),
         (DEQuantConfig(white_list=None), "quantizes no layer"),
         (DEQuantConfig(dtype="fp32"), "quantizes no layer"),
     ],

@@ -78,4 +78,6 @@ def _agreements(mine: Tensor, wanted: Tensor, kind: Kind) -> Tensor:
     if kind == "top1":
         return mine.argmax(-1) == wanted.argmax(-1)
     rows = len(mine) if mine.dim() > 1 else 1
-    return F.cosine_similarity(mine.reshape(rows, -1).double(), wanted.reshape(rows, -1).double())
+    first, second = mine.reshape(rows, -1).double(), wanted.reshape(rows, -1).double()
+    silent = ~first.any(1) & ~second.any(1)  # no direction, but the same answer
+    return torch.where(silent, 1.0, F.cosine_similarity(first, second))

@@ -74,7 +74,10 @@ register_algo(NAME)(de_quant_entry)
 
 def _settings(chosen: Mapping[str, DEQuantConfig], kwargs: Mapping[str, Any], alone: bool) -> Settings:
     given = {name: value for name, value in kwargs.items() if name in SHARED}
-    if alone and (unknown := [n for n in kwargs if n not in (*SHARED, *_HOSTS)]):
+    unknown = [n for n in kwargs if n not in (*SHARED, *_HOSTS)]
+    if not alone:  # it may be another algorithm's, unless it looks like one of ours
+        unknown = [n for n in unknown if difflib.get_close_matches(n, SHARED, n=1, cutoff=0.75)]
+    if unknown:
         near = difflib.get_close_matches(unknown[0], SHARED, n=1, cutoff=0.3) or SHARED
         raise ArgumentError(f"{unknown[0]}=...: no such argument; did you mean {', '.join(near)}?")
     return merged([*(config.shared() for config in chosen.values()), given])
@@ -93,5 +96,5 @@ def _with_inputs(model: nn.Module, settings: Settings, mode: Mode, kwargs: Mappi
 
 
 def _fits(chosen: Mapping[str, DEQuantConfig]) -> Any:
-    """Return the levels that a tuner has fitted before to these very weights, if one sent the configs."""
+    """Return the levels that a tuner has fitted before, if one sent the configs."""
     return next((c._fits for c in chosen.values() if c._fits is not None), None)

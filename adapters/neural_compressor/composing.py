@@ -8,6 +8,7 @@ from typing import Any
 
 from neural_compressor.common.base_config import BaseConfig, ComposableConfig
 
+from de_plugin.adapters.neural_compressor.layers import check_keys
 from de_plugin.errors import ArgumentError, SelectionError
 
 _LEAKED = ("use_layer_wise", "use_block_wise", "model_path", "quant_lm_head")
@@ -36,17 +37,25 @@ class Composition(ComposableConfig):
                 )
         super().__init__(list(configs))
 
+    def __add__(self, other: BaseConfig) -> Composition:
+        """Return a composition of all; the host's own would change this one."""
+        more = other.config_list if isinstance(other, ComposableConfig) else [other]
+        return Composition([*self.config_list, *more])
+
     def to_config_mapping(
         self, config_list: list[BaseConfig] | None = None, model_info: dict[str, Any] | None = None
     ) -> OrderedDict[tuple[str, str], BaseConfig]:
         """Return the config of each layer, Directed Evolution's first.
 
         Raises:
-            SelectionError: one of the configs is left without a layer.
+            SelectionError: one of the configs is left without a layer, or names one that there is not.
         """
         found: OrderedDict[tuple[str, str], BaseConfig] = OrderedDict()
         for config in self.config_list:
-            found.update(config.to_config_mapping(model_info=(model_info or {})[config.name]))
+            info = (model_info or {})[config.name]
+            own = config.white_list if isinstance(config.white_list, list) else []
+            check_keys(f"{type(config).__name__}: white_list", own, info)
+            found.update(config.to_config_mapping(model_info=info))
         for config in self.config_list:
             if not any(x.name == config.name and getattr(x, "dtype", "") != "fp32" for x in found.values()):
                 raise SelectionError(

@@ -3,6 +3,7 @@
 
 import difflib
 import itertools
+import math
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -20,6 +21,7 @@ from de_plugin.adapters.neural_compressor.resolving import (
     check_white_list,
     escaped,
     listed,
+    plain_numbers,
     resolved,
 )
 from de_plugin.adapters.neural_compressor.settings import BITS, SHARED, Choice, Settings, check_bits
@@ -31,6 +33,8 @@ from de_plugin.quantize.rounding import Compensated
 
 NAME = "de_quant"
 """What the host calls the algorithm, as in ``quantize(model, {"de_quant": {"bits": 4}})``."""
+
+_COMBINATIONS = 10_000  # of what is listed, for the host's own loop
 
 _INSTEAD = {
     "use_sym": "give codebook='uniform' for symmetric levels, 'affine' for others",
@@ -122,24 +126,24 @@ class DEQuantConfig(Described):
         super().__init__(white_list=white_list)
         self.non_tunable_params = [n for n in self.parameters() if n not in TUNED]
         self.dtype = dtype
-        self.bits = bits
+        self.bits = plain_numbers(bits)
         self.group_size = group_size
         self.codebook = codebook
         self.granularity = granularity
-        self.price = price
-        self.bits_per_layer = bits_per_layer
+        self.price = plain_numbers(price)
+        self.bits_per_layer = plain_numbers(bits_per_layer)
         self.batches = batches
         self.teacher = teacher
         self.divergence = divergence
         self.forward = forward
-        self.samples = samples
+        self.samples = plain_numbers(samples)
         self.weighting = weighting
-        self.biases = biases
+        self.biases = plain_numbers(biases)
         self.recovery = recovery
         self.rounding = rounding
-        self.seed = seed
+        self.seed = plain_numbers(seed)
         self._info: Info | None = None
-        self._fits: dict[Any, Any] | None = None
+        self._fits: Any = None
         self._post_init()
 
     def _post_init(self) -> None:
@@ -184,22 +188,58 @@ class DEQuantConfig(Described):
         return cls(bits=list(reversed(BITS)))
 
     def expand(self) -> list["DEQuantConfig"]:
-        """Return a config for each combination of what is listed, for all layers and for single ones."""
+        """Return a config for each combination of what is listed, for all layers and for single ones.
+
+        Those that would leave every layer alone are left out where there are others.
+
+        Raises:
+            ArgumentError: there are too many; `tune` needs no combinations.
+        """
+        wholes, locals_ = self._varied()
+        count = len(wholes) * math.prod(map(len, locals_.values()))
+        if count > _COMBINATIONS:
+            raise ArgumentError(
+                f"DEQuantConfig: its lists make {count:,} combinations, expected at most {_COMBINATIONS:,}; "
+                "give shorter ones, or use tune or DETuner, which search among them"
+            )
+        result = [
+            self._single(whole, dict(zip(locals_, chosen, strict=True)))
+            for whole in wholes
+            for chosen in itertools.product(*locals_.values())
+        ]
+        working = [c for c in result if {c.dtype, *(x.dtype for x in c.local_config.values())} != {"fp32"}]
+        return working or result
+
+    def spread(self) -> list["DEQuantConfig"]:
+        """Return configs among which each layer meets all that is listed for it, not every combination."""
+        wholes, locals_ = self._varied()
+        return [
+            self._single(
+                wholes[min(n, len(wholes) - 1)],
+                {key: own[min(n, len(own) - 1)] for key, own in locals_.items()},
+            )
+            for n in range(max([len(wholes), *map(len, locals_.values())]))
+        ]
+
+    def _varied(self) -> tuple[list[dict[str, Any]], dict[Any, list["DEQuantConfig"]]]:
+        """Return the single values for all layers, and the configs of single ones that are their own."""
         names = [n for n in TUNED if isinstance(getattr(self, n), list)]
-        given = {**self.get_params_dict(), "white_list": self.white_list}
         own = self.white_list if isinstance(self.white_list, list) else []
         locals_ = {
             key: local.expand() if any(isinstance(getattr(local, n), list) for n in TUNED) else [local]
             for key, local in self.local_config.items()
             if key not in own or not local._same_arguments(self)
         }
-        result = []
-        for values in itertools.product(*(getattr(self, n) for n in names)):
-            for chosen in itertools.product(*locals_.values()):
-                config = type(self)(**{**given, **dict(zip(names, values, strict=True))})
-                config.local_config |= dict(zip(locals_, chosen, strict=True))
-                result.append(config)
-        return result
+        combined = itertools.product(*(getattr(self, n) for n in names))
+        return [dict(zip(names, values, strict=True)) for values in combined], locals_
+
+    def _single(self, values: dict[str, Any], locals_: dict[Any, "DEQuantConfig"]) -> "DEQuantConfig":
+        """Return this config with other values, and with configs of their own for single layers."""
+        config = type(self)(**{**self.get_params_dict(), "white_list": self.white_list, **values})
+        config.local_config = {
+            key: locals_[key] if key in locals_ else config.local_config[key] for key in self.local_config
+        }  # in the order in which they count
+        return config
 
     def set_local(self, operator_name_or_list: Any, config: BaseConfig) -> "DEQuantConfig":
         """Give layers a config of their own, before what holds for all.
@@ -262,6 +302,11 @@ class DEQuantConfig(Described):
                 "DEQuantConfig + DEQuantConfig: the second would replace the first, or it was read twice "
                 "(the host sees the first alone of a dict of several algorithms); give it a white_list, and "
                 "add configs of several algorithms: DEQuantConfig(...) + RTNConfig(...)"
+            )
+        if other.global_config is not None or other.bits_per_layer is not None:
+            raise ArgumentError(
+                "DEQuantConfig + DEQuantConfig: the second holds for all layers too, or has bits_per_layer, "
+                "which the first would lose; give it a white_list, and bits_per_layer to the first"
             )
         for key, config in other.local_config.items():
             self.set_local(key, config)

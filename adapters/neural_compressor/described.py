@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from neural_compressor.torch.quantization.config import TorchBaseConfig
 
 from de_plugin.adapters.neural_compressor.resolving import ForeignError, is_plain
 from de_plugin.adapters.neural_compressor.settings import SHARED, same
+from de_plugin.encode.files import whole
 from de_plugin.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -62,6 +64,27 @@ class Described(TorchBaseConfig):
     def from_json_file(cls, filename: str) -> Self:
         """Return the config of a file that `to_json_file` has written."""
         return cls.from_dict(json.loads(Path(filename).read_text(encoding="utf-8")))
+
+    def to_json_file(self, filename: str | os.PathLike[str]) -> None:
+        """Write the config, whole or not at all; data, networks and functions are left out.
+
+        Raises:
+            ArgumentError: something else cannot be written.
+        """
+        for config in (self, *self.local_config.values()):
+            for name, value in config.get_params_dict().items():
+                if name not in _DATA and not is_plain(value) and not callable(value):
+                    raise ArgumentError(
+                        f"{name}={value!r}: cannot be written to a file; give a name or numbers, or keep the "
+                        "config in code"
+                    )
+        if strangers := [key for key in self.local_config if not isinstance(key, str)]:
+            raise ArgumentError(
+                f"white_list, set_local: the type {getattr(strangers[0], '__name__', strangers[0])} cannot "
+                "be written to a file; give names or regular expressions"
+            )
+        with whole(Path(filename)) as draft:
+            draft.write_text(self.to_json_string(), encoding="utf-8")
 
     def _same_arguments(self, other: Described) -> bool:
         mine, theirs = self.get_params_dict(), other.get_params_dict()

@@ -16,6 +16,7 @@ from de_plugin.adapters.neural_compressor.compensating import Compensating
 from de_plugin.adapters.neural_compressor.layers import units_of
 from de_plugin.adapters.neural_compressor.parts import layer_of, squared_error, weighed
 from de_plugin.adapters.neural_compressor.settings import BEST, ENTROPY, TRIED, Choice, Settings
+from de_plugin.assess.fingerprint import fingerprint
 from de_plugin.assess.layers import output_dim
 from de_plugin.assess.problem import Problem
 from de_plugin.encode.quantized import Quantized
@@ -31,8 +32,19 @@ from de_plugin.quantize.weighting import Weighting, importance
 
 Levels = dict[str, Quantized]
 """Quantized tensors by parameter name."""
-Fits = dict[tuple[str, Hashable], Quantized]
-"""Levels by parameter name and what was asked for; of the same weights and settings."""
+
+
+class Fits(dict[tuple[str, Hashable], Quantized]):
+    """Levels by parameter name and what was asked for, under the same settings.
+
+    Attributes:
+        origin: tells the weights that they belong to.
+    """
+
+    def __init__(self, origin: int) -> None:
+        super().__init__()
+        self.origin = origin
+
 
 _KEPT = 1 << 25  # compensated weights whose levels are remembered
 
@@ -64,7 +76,7 @@ class Bench:
 
     Raises:
         SelectionError: a weight cannot be written to.
-        ArgumentError: a weight is not finite.
+        ArgumentError: a weight is not finite, or the fits are of other weights.
         DEError: batches, teacher and divergence do not go together with the model.
     """
 
@@ -74,7 +86,6 @@ class Bench:
         settings.check_data()
         self.model = model
         self.settings = settings
-        self.fits: Fits = {} if fits is None else fits
         self.units = units_of(model, names)
         self.parts = tuple(
             Part(x.name, x.parameter, x.aliases, w != 0, w, None, 1.0)
@@ -86,6 +97,13 @@ class Bench:
                 raise ArgumentError(
                     f"{part.name}: holds NaN or infinite values; only finite ones have levels"
                 )
+        origin = fingerprint(part.weight for part in self.parts)
+        self.fits = Fits(origin) if fits is None else fits
+        if self.fits.origin != origin:
+            raise ArgumentError(
+                "model: its weights are not those that the DETuner was given, whose levels these are; build "
+                "the DETuner from this model"
+            )
         wanted = set(names)
         self.layers: dict[str, tuple[str, ...]] = {
             part.name: tuple(n for n in map(layer_of, (part.name, *part.aliases)) if n in wanted)
@@ -188,7 +206,10 @@ class Bench:
         if not found and self._compensating is not None:
             found = self._compensating.levels(asked)
             while self.fits and sum(q.symbols.numel() for q in self.fits.values()) > _KEPT:
-                self.fits.pop(next(iter(self.fits)))
+                _, oldest = next(iter(self.fits))
+                for name, known in list(self.fits):
+                    if known == oldest:  # they are only right together
+                        del self.fits[name, known]
             self.fits.update({(name, key): levels for name, levels in found.items()})
         return found
 

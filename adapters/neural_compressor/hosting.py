@@ -100,6 +100,7 @@ class HostLoop:
     def _rated(self, trial: Trial) -> float:
         """Return what the host compares: the more the better."""
         if not trial.ok:
-            return 0.0 if trial.error is not None else 0.9 / (1.0 + max(0.0, trial.loss))
+            # falls with the loss, whatever its sign, from .9 to 0
+            return 0.0 if trial.error is not None else 0.45 * (1 - trial.loss / (1 + abs(trial.loss)))
         saved = trial.bytes if self._tuner.cheapest == "bytes" else trial.mean_bits
         return 1.0 + 1.0 / (1.0 + saved)

@@ -8,7 +8,8 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from de_plugin.assess.layers import PRUNABLE, is_masked, usable, weight_names
 from de_plugin.assess.units import ParameterUnits
@@ -24,13 +25,29 @@ def layer_info(model: nn.Module) -> Info:
     Raises:
         SelectionError: there is none.
     """
-    found = [(name, type(m).__name__) for name, m in model.named_modules() if _weights(m)]
+    found = [(name, _kind(m)) for name, m in model.named_modules() if _weights(m) or _computed(m)]
     if not found:
         raise SelectionError(
             f"model {type(model).__name__}: has no layer to quantize; expected one of "
             f"{', '.join(t.__name__ for t in PRUNABLE)}"
         )
     return found
+
+
+def _kind(module: nn.Module) -> str:
+    """Return the name of a module's type, without what a parametrization puts before it."""
+    return type(module).__name__.removeprefix("Parametrized" if is_parametrized(module) else "")
+
+
+def _computed(module: nn.Module) -> list[str]:
+    """Return the names of the weights that a module computes of other parameters, masks aside."""
+    return [
+        own
+        for own in weight_names(module)
+        if own not in module._parameters
+        and not is_masked(module, own)
+        and isinstance(getattr(module, own, None), Tensor)
+    ]
 
 
 def _weights(module: nn.Module) -> list[str]:
@@ -49,6 +66,14 @@ def units_of(model: nn.Module, names: Iterable[str]) -> ParameterUnits:
     Raises:
         SelectionError: a weight cannot be written to.
     """
+    names = list(names)
+    for name in names:
+        if computed := _computed(model.get_submodule(name)):
+            raise SelectionError(
+                f"{name}: its {computed[0]} is computed by a parametrization or a norm of weights, so that "
+                "levels would not last; call torch.nn.utils.parametrize.remove_parametrizations (or "
+                "remove_weight_norm) first, or leave it out of the white_list"
+            )
     modules = [model.get_submodule(name) for name in names]
     wanted = {id(_parameter(m, own)) for m in modules for own in _weights(m)}
     found: dict[int, str] = {}  # of those that several names mean, the engine knows the first

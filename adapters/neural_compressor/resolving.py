@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from numbers import Integral, Real
 from typing import Any
 
 from neural_compressor.common.utils import DEFAULT_WHITE_LIST
@@ -78,6 +79,17 @@ def listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
+def plain_numbers(value: Any) -> Any:
+    """Return Python's own numbers in place of those of arrays, in lists and dicts too."""
+    if isinstance(value, list):
+        return [plain_numbers(x) for x in value]
+    if isinstance(value, dict):
+        return {key: plain_numbers(x) for key, x in value.items()}
+    if isinstance(value, bool | int | float) or not isinstance(value, Real):
+        return value
+    return int(value) if isinstance(value, Integral) else float(value)
+
+
 def escaped(name: str) -> str:
     """Return a regular expression that is just this text."""
     return "".join(c if c.isalnum() or c == "_" else f"\\{c}" for c in name)
@@ -85,7 +97,11 @@ def escaped(name: str) -> str:
 
 def is_plain(value: Any) -> bool:
     """Tell what JSON can hold."""
-    return value is None or isinstance(value, str | int | float | list | dict)
+    if isinstance(value, list):
+        return all(map(is_plain, value))
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and is_plain(x) for key, x in value.items())
+    return value is None or isinstance(value, str | int | float)
 
 
 def check_white_list(value: Any) -> None:

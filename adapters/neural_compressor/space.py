@@ -6,12 +6,12 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from de_plugin.adapters.neural_compressor.config import DEQuantConfig
 from de_plugin.adapters.neural_compressor.fitting import Bench, Levels
 from de_plugin.adapters.neural_compressor.layers import Info
 from de_plugin.adapters.neural_compressor.parts import squared_error
+from de_plugin.adapters.neural_compressor.resolving import listed
 from de_plugin.adapters.neural_compressor.settings import BEST, ENTROPY, Choice
 from de_plugin.errors import ArgumentError
 from de_plugin.quantize.cost import Estimate
@@ -23,6 +23,10 @@ Genome = tuple[int, ...]
 _BOOKS = ("uniform", "affine", "kmeans")
 _PRICES = (1.0, 3.0)
 _LOW_PRICES = (1 / 64, 1 / 16, 1 / 4)  # what is zeroed is made good
+_THROUGHOUT = (
+    "a search gives a layer levels or leaves it alone throughout; give set_local(name, "
+    "DEQuantConfig(dtype='fp32')) in every config, or in none"
+)
 _KEPT = 1 << 27  # weights whose levels are kept in memory, over all options
 
 
@@ -172,32 +176,22 @@ def asked_of(
         ArgumentError: values cannot work.
     """
     found: dict[str, dict[Choice, None]] = {}
+    alone: set[str] = set()
     for config in configs:
-        for single in _expanded(config):
+        for one in (config, *config.local_config.values()):
+            if {"int", "fp32"} <= set(listed(one.dtype)):
+                raise ArgumentError(f"dtype={one.dtype!r}: {_THROUGHOUT}")
+        for single in config.spread():
             for (name, _), own in single.resolved(info).items():
-                if own.dtype != "fp32":
-                    found.setdefault(name, {}).update(
-                        dict.fromkeys(_written_out(own.choice, cheapest, compensated))
-                    )
+                if own.dtype == "fp32":
+                    alone.add(name)
+                    continue
+                found.setdefault(name, {}).update(
+                    dict.fromkeys(_written_out(own.choice, cheapest, compensated))
+                )
+    if both := sorted(alone & set(found)):
+        raise ArgumentError(f"dtype: {both[0]} may be 'int' and 'fp32'; {_THROUGHOUT}")
     return {name: list(choices) for name, choices in found.items()}
-
-
-def _expanded(config: DEQuantConfig) -> list[DEQuantConfig]:
-    """Return all that a config and the configs of its layers list."""
-    result = []
-    for one in config.expand():
-        locals_ = [(key, local.expand()) for key, local in one.local_config.items()]
-        for number in range(max([1, *(len(x) for _, x in locals_)])):
-            single: Any = replace_locals(one, {key: x[min(number, len(x) - 1)] for key, x in locals_})
-            result.append(single)
-    return result
-
-
-def replace_locals(config: DEQuantConfig, local: Mapping[Any, DEQuantConfig]) -> DEQuantConfig:
-    """Return a config with other configs for its layers."""
-    result = DEQuantConfig(**{**config.get_params_dict(), "white_list": config.white_list})
-    result.local_config = dict(local)
-    return result
 
 
 def _written_out(choice: Choice, cheapest: str, compensated: bool) -> list[Choice]:

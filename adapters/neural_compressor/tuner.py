@@ -103,6 +103,7 @@ class DETuner:
         with measuring(self._model):
             self._journal = Journal(checkpoint, self._identity())
         self.trials: list[Trial] = []
+        self._scorer: Evaluate | None = None
         self._winner: tuple[Trial, Finished | None] | None = None
         self._scale: Scale | None = None
         self._space: Space | None = None
@@ -196,12 +197,17 @@ class DETuner:
     def run(self, eval_fn: Evaluate) -> Tuned:
         """Search, and return the cheapest that passes.
 
+        A second run with the same function takes what the first one has tried as it is.
+
         Args:
             eval_fn: ``fn(model) -> score``; where it raises for a configuration, that trial has failed.
 
         Raises:
             ArgumentError: the original's score is no finite number.
         """
+        if self._scorer is not None and self._scorer != eval_fn:
+            self._journal.forget()  # what another function has said
+        self._scorer = eval_fn
         known = self._journal.baseline
         try:
             self.start(scored(eval_fn, self._model) if known is None else known)

@@ -91,6 +91,7 @@ def _data(name: str) -> Dataset:
     return DATA[name]()
 
 
+@functools.lru_cache(maxsize=1)
 def _apart(case: Case, seed: int) -> Callable[[nn.Module], float]:
     """Return what tells how far a model is from the intact one, without labels and test data."""
     batches = _held_out(case, seed).split(250)

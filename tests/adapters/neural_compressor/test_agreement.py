@@ -56,3 +56,16 @@ def test_outputs_may_be_trees() -> None:
         return {"a": out, "b": out[:, 0]}
 
     assert agreement(model, x, forward=both)(model) == pytest.approx(1.0)
+
+
+def test_answers_that_are_all_zero_agree_with_themselves_alone() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 3), nn.ReLU()).eval()
+    x = torch.randn(200, 4)
+    silent = ~model(x).any(1)
+    assert 0 < int(silent.sum()) < 200
+    evaluate = agreement(model, x)
+    assert evaluate(model) == pytest.approx(1.0)
+    with torch.no_grad():
+        model.get_parameter("0.bias").add_(10.0)
+    assert evaluate(model) <= 1 - float(silent.float().mean()) + 1e-6

@@ -108,6 +108,18 @@ def test_algorithms_of_whole_models_are_refused_when_they_are_added(
     for more in (other(), rtn("6") + other()):
         with pytest.raises(ArgumentError, match="DEQuantConfig beside .*whole model.*two calls"):
             DEQuantConfig(white_list=["0"]) + more
+    with pytest.raises(ArgumentError, match="DEQuantConfig beside .*whole model.*two calls"):
+        DEQuantConfig(white_list=["0"]) + rtn("6") + other()
+
+
+def test_a_misspelt_layer_or_argument_of_the_others_is_refused() -> None:
+    model = cnn()
+    before = values(model)
+    with pytest.raises(SelectionError, match="RTNConfig: white_list: '88' is none"):
+        quantize(model, DEQuantConfig(white_list=["0"]) + rtn("6", "88"))
+    assert unchanged(model, before)
+    with pytest.raises(ArgumentError, match="teecher=.*did you mean teacher"):
+        convert(prepare(model, both := DEQuantConfig(white_list=["0"]) + rtn("6")), both, teecher=model)
 
 
 def test_what_the_host_reads_of_the_last_config_is_the_right_ones() -> None:

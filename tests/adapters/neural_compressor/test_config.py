@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from de_plugin.errors import ArgumentError, SelectionError
+from de_plugin.prune.recover import Distillation
+from de_plugin.quantize import Compensated
 from tests.adapters.neural_compressor.networks import cnn, levels, made, mlp, unchanged, values
 
 from de_plugin.adapters.neural_compressor import DEQuantConfig  # isort: skip
@@ -191,3 +195,80 @@ def test_a_weight_that_is_not_finite_is_named(value: float) -> None:
         model.get_parameter("1.weight")[0, 0] = value
     with pytest.raises(ArgumentError, match="1.weight: holds NaN or infinite values"):
         quantize(model, DEQuantConfig(bits=4))
+
+
+def test_what_each_layer_lists_is_spread_and_not_multiplied() -> None:
+    config = DEQuantConfig(bits=[2, 3])
+    for name in ("fc1", "fc10", "head"):
+        config.set_local(name, DEQuantConfig(bits=[4, 5, 6, 7, 8], codebook=["uniform", "kmeans"]))
+    met = [{name: (c.bits, c.codebook) for name, c in one.local_config.items()} for one in config.spread()]
+    assert len(met) == 10
+    for name in ("fc1", "fc10", "head"):
+        assert {one[name] for one in met} == {(b, k) for b in range(4, 9) for k in ("uniform", "kmeans")}
+    assert len(config.expand()) == 2 * 10**3
+    config.set_local("fc.*", DEQuantConfig(bits=list(range(2, 7)), granularity=["tensor", "channel"]))
+    with pytest.raises(ArgumentError, match="20,000 combinations, expected at most 10,000.*tune"):
+        config.expand()
+
+
+def test_what_counts_later_does_so_in_every_combination() -> None:
+    config = DEQuantConfig(bits=[2, 4], white_list=["fc1", "fc.*"]).set_local("fc1", DEQuantConfig(bits=8))
+    model = mlp()
+    info = config.expand()[0].get_model_info(model)
+    for one, bits in zip(config.expand(), (2, 4), strict=True):
+        assert {n: c.bits for (n, _), c in one.resolved(info).items()} == {"fc1": 8, "fc10": bits}
+
+
+def test_a_config_that_would_be_lost_is_not_added() -> None:
+    for second in (
+        DEQuantConfig(bits=8).set_local("fc1", DEQuantConfig(bits=2)),
+        DEQuantConfig(bits=2, white_list=["fc1"], bits_per_layer={"head": 8}),
+    ):
+        with pytest.raises(ArgumentError, match="give it a white_list, and bits_per_layer to the first"):
+            DEQuantConfig(bits=3) + second
+
+
+def test_numbers_of_arrays_are_plain_ones() -> None:
+    three: Any = np.int64(3)
+    half: Any = np.float32(0.5)
+    config = DEQuantConfig(bits=list(np.arange(2, 5)), samples=three, codebook="entropy", price=half)
+    assert config.bits == [2, 3, 4]
+    assert all(type(b) is int for b in config.bits)
+    assert json.loads(config.to_json_string())["bits"] == [2, 3, 4]
+    assert DEQuantConfig.from_dict(DEQuantConfig(bits=three).to_dict()).bits == 3
+    assert type(config.price) is float
+    assert DEQuantConfig(bits_per_layer={"fc1": three}).bits_per_layer == {"fc1": 3}
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (DEQuantConfig(white_list=[nn.Linear]), "the type Linear cannot be written"),
+        (DEQuantConfig(recovery=["bias", Distillation(steps=3)]), "recovery=.*cannot be written"),
+        (
+            DEQuantConfig(batches=torch.randn(4, 4), rounding=Compensated(samples=100)),
+            "rounding=.*cannot be written",
+        ),
+    ],
+)
+def test_what_a_file_would_lose_is_refused_and_the_file_stays(
+    config: DEQuantConfig, message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "config.json"
+    path.write_text("before")
+    with pytest.raises(ArgumentError, match=message):
+        config.to_json_file(path)
+    assert path.read_text() == "before"
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
+@pytest.mark.parametrize("old", [False, True])
+def test_a_computed_weight_is_not_passed_over(old: bool) -> None:
+    model = mlp()
+    norm = nn.utils.weight_norm if old else nn.utils.parametrizations.weight_norm
+    norm(model.get_submodule("fc1"))
+    with pytest.raises(SelectionError, match="fc1: its weight is computed.*remove_parametrizations"):
+        quantize(model, DEQuantConfig(bits=2))
+    found = quantize(model, DEQuantConfig(bits=2, white_list=["head"]))
+    assert levels(found.get_parameter("head.weight")) <= 5
+    assert DEQuantConfig(white_list=[nn.Linear]).get_model_info(model)[0] == ("fc1", "Linear")

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 
+from de_plugin.errors import ArgumentError
 from tests.adapters.neural_compressor.networks import levels, made, unchanged, values
 
 from de_plugin.adapters.neural_compressor import DEQuantConfig, DETuner, agreement, tune  # isort: skip
+from de_plugin.adapters.neural_compressor import fitting, proposing  # isort: skip
 from neural_compressor.torch.quantization import TuningConfig, autotune  # isort: skip
 from tests.adapters.neural_compressor.test_tuner import score
 
@@ -116,3 +120,42 @@ def test_plain_autotune_tries_what_single_layers_list() -> None:
     autotune(model, TuningConfig([config]), evaluate)
     assert len(tried) == 1 + 4
     assert [n > 4 for n in tried[1:]] == [False, True, False, True]
+
+
+@pytest.mark.parametrize(("kept", "trials"), [(1.48, 6), (2.5, 7), (3.16, 8)])
+def test_levels_that_were_forgotten_in_part_are_fitted_again(
+    kept: float, trials: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(proposing, "_FITTED", 1)
+    model, x = made("mlp")
+    config = DEQuantConfig(bits=[2, 3, 4, 5, 6], rounding="compensated")
+    options: dict[str, Any] = {"batches": x, "tolerable_loss": 0.0005, "max_trials": trials}
+    alone = tune(model, score(model, x), config, **options)
+    weights = sum(p.numel() for p in model.parameters() if p.dim() > 1)
+    monkeypatch.setattr(fitting, "_KEPT", int(kept * weights))
+    tuner = DETuner(model, config, **options)
+    found = autotune(model, tuner.tuning_config, tuner.eval_fn(score(model, x)))
+    assert unchanged(tuner.result().model, values(alone.model))
+    assert unchanged(found, values(alone.model))
+
+
+def test_another_model_than_the_tuners_is_refused() -> None:
+    model, x = made("mlp")
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for p in other.parameters():
+            p.mul_(0.9)
+    before = values(other)
+    tuner = DETuner(model, batches=x, max_trials=3)
+    with pytest.raises(ArgumentError, match="not those that the DETuner was given"):
+        autotune(other, tuner.tuning_config, tuner.eval_fn(score(other, x)))
+    assert unchanged(other, before)
+
+
+def test_of_scores_above_the_original_the_host_keeps_the_tuners_choice() -> None:
+    model, x = made("mlp")
+    scores = iter([1.0, 1.1, 1.3, 1.2, 1.25])
+    tuner = DETuner(model, batches=x, max_trials=4, tolerable_loss=-1.0)
+    found = autotune(model, tuner.tuning_config, tuner.eval_fn(lambda _: next(scores)))
+    assert tuner.leading.score == 1.3
+    assert unchanged(found, values(tuner.result().model))

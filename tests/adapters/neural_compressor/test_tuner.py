@@ -356,3 +356,30 @@ def test_what_is_tuned_may_be_told_by_place_and_advice_fits() -> None:
     assert "allow more loss" in never.advice
     assert "give batches" not in never.advice
     assert "give batches" in tune(model, agreement(model, x), DEQuantConfig(bits=2), -1.0).advice
+
+
+def test_what_may_be_left_alone_is_refused_by_a_search() -> None:
+    model, x = made("mlp")
+    apart = DEQuantConfig(bits=2).set_local("fc1", DEQuantConfig(dtype="fp32"))
+    for configs in (DEQuantConfig(dtype=["int", "fp32"], bits=2), [DEQuantConfig(bits=2), apart]):
+        with pytest.raises(ArgumentError, match="dtype.*leaves it alone throughout"):
+            DETuner(model, configs, batches=x)
+    found = tune(model, score(model, x), apart, tolerable_loss=1.0, max_trials=2, batches=x)
+    assert "fc1" not in found.trial.choices
+
+
+def test_another_function_begins_anew() -> None:
+    model, x = made("mlp")
+    tuner = DETuner(model, batches=x, max_trials=4)
+    first, calls = tuner.run(score(model, x)), []
+
+    def other(_: nn.Module) -> float:
+        calls.append(1)
+        return 5.0
+
+    again = tuner.run(other)
+    assert len(calls) == 1 + len(again.trials)
+    assert again.baseline == again.trial.score == 5.0 != first.baseline
+    seen = len(calls)
+    assert tuner.run(other).trials == again.trials
+    assert len(calls) == seen

@@ -55,6 +55,16 @@ def test_every_measured_pair_of_levels_is_shown_as_it_was_measured() -> None:
         assert line in text, line
 
 
+@pytest.mark.parametrize("path", sorted((BENCHMARKS / "measured").glob("yolo*.json")), ids=lambda p: p.stem)
+def test_every_measured_stage_of_a_detector_is_shown_as_it_was_measured(path: Path) -> None:
+    yolo = benchmark("yolo")
+    text = (ROOT / "docs" / "benchmarks.md").read_text()
+    rows = json.loads(path.read_text())["rows"]
+    assert rows
+    for one in rows:
+        assert yolo.line(one) in text, yolo.line(one)
+
+
 def row(method: str, divergence: float, accuracy: float, macs: int = 100) -> dict[str, Any]:
     told = {"network": "lenet5", "data": "mnist", "ratio": 0.5, "steps": 1, "seed": 0, "method": method}
     return {**told, "divergence": divergence, "accuracy": accuracy, "macs": macs}

@@ -363,6 +363,27 @@ def pictures(run: Run) -> None:
         side_by_side(read_photo(photo), shown[0], shown[1], classes).save(folder / f"{photo.stem}.png")
 
 
+def line(row: Row) -> str:
+    """Return a row of the table in the documentation."""
+
+    def cell(name: str, form: str) -> str:
+        return "" if row.get(name) is None else format(row[name], form)
+
+    share, extra = row.get("retained_08"), row.get("extra_detections")
+    cells = [
+        row["stage"],
+        f"{row['sparsity']:.0%}",
+        "" if share is None else f"{share:.2f} of {row['objects']}",
+        cell("retained_05", ".2f"),
+        "" if extra is None else f"{extra} beside {row['detections']}",
+        cell("ap50", ".3f"),
+        "" if row["bytes"] is None else f"{row['bytes']:,} ({row['ratio']:.1f}x)",
+        f"{row['seconds'] / 60:.0f}",
+        cell("peak_gib", ".1f"),
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
 def stages(run: Run) -> Iterator[tuple[str, Callable[[], Row]]]:
     """Yield what is measured, in order."""
     yield "original", lambda: run.told("original", run.original, {"seconds": 0.0, "peak_gib": None})
@@ -397,8 +418,7 @@ def main() -> None:
             continue
         row = measure()
         document["rows"].append(row)
-        rounded = {k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}
-        print(rounded, flush=True)
+        print(line(row), flush=True)
         write(options.json, document)
     if options.pictures is not None:
         pictures(run)

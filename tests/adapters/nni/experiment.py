@@ -34,7 +34,7 @@ def main(folder: Path) -> None:
     experiment.config.trial_command = f"{sys.executable} trial.py"
     experiment.config.trial_concurrency = 1
     experiment.config.max_trial_number = 3
-    experiment.config.max_experiment_duration = "90s"
+    experiment.config.max_experiment_duration = "300s"
     experiment.config.nni_manager_ip = "127.0.0.1"
     experiment.config.search_space = SPACE
     experiment.config.tuner.name = "DE"

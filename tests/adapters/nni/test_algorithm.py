@@ -191,7 +191,7 @@ def test_a_real_experiment_of_three_trials(tmp_path: Path) -> None:
         text=True,
     )
     try:
-        said, _ = process.communicate(timeout=180)
+        said, _ = process.communicate(timeout=420)
     finally:
         end(process)
     assert process.returncode == 0, said

@@ -202,13 +202,22 @@ class DEQuantConfig(Described):
                 f"DEQuantConfig: its lists make {count:,} combinations, expected at most {_COMBINATIONS:,}; "
                 "give shorter ones, or use tune or DETuner, which search among them"
             )
-        result = [
+        result = self._combined(wholes, locals_)
+        return [c for c in result if c._quantizes()] or result
+
+    def _combined(
+        self, wholes: list[dict[str, Any]], locals_: dict[Any, list["DEQuantConfig"]]
+    ) -> list["DEQuantConfig"]:
+        return [
             self._single(whole, dict(zip(locals_, chosen, strict=True)))
             for whole in wholes
             for chosen in itertools.product(*locals_.values())
         ]
-        working = [c for c in result if {c.dtype, *(x.dtype for x in c.local_config.values())} != {"fp32"}]
-        return working or result
+
+    def _quantizes(self) -> bool:
+        """Tell whether some layer may get levels; values are single ones."""
+        own = [self.global_config, *self.local_config.values()]
+        return bool(self.bits_per_layer) or any(c is not None and c.dtype != "fp32" for c in own)
 
     def spread(self) -> list["DEQuantConfig"]:
         """Return configs among which each layer meets all that is listed for it, not every combination."""
@@ -226,7 +235,9 @@ class DEQuantConfig(Described):
         names = [n for n in TUNED if isinstance(getattr(self, n), list)]
         own = self.white_list if isinstance(self.white_list, list) else []
         locals_ = {
-            key: local.expand() if any(isinstance(getattr(local, n), list) for n in TUNED) else [local]
+            key: local._combined(*local._varied())
+            if any(isinstance(getattr(local, n), list) for n in TUNED)
+            else [local]
             for key, local in self.local_config.items()
             if key not in own or not local._same_arguments(self)
         }

@@ -73,7 +73,7 @@ class Described(TorchBaseConfig):
         """
         for config in (self, *self.local_config.values()):
             for name, value in config.get_params_dict().items():
-                if name not in _DATA and not is_plain(value) and not callable(value):
+                if name not in (*_DATA, "divergence") and not is_plain(value):
                     raise ArgumentError(
                         f"{name}={value!r}: cannot be written to a file; give a name or numbers, or keep the "
                         "config in code"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -100,7 +101,8 @@ class HostLoop:
     def _rated(self, trial: Trial) -> float:
         """Return what the host compares: the more the better."""
         if not trial.ok:
-            # falls with the loss, whatever its sign, from .9 to 0
-            return 0.0 if trial.error is not None else 0.45 * (1 - trial.loss / (1 + abs(trial.loss)))
+            if trial.error is not None or not math.isfinite(trial.loss):
+                return 0.0
+            return 0.45 * (1 - trial.loss / (1 + abs(trial.loss)))  # falls with the loss, whatever its sign
         saved = trial.bytes if self._tuner.cheapest == "bytes" else trial.mean_bits
         return 1.0 + 1.0 / (1.0 + saved)

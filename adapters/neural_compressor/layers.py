@@ -44,9 +44,8 @@ def _computed(module: nn.Module) -> list[str]:
     return [
         own
         for own in weight_names(module)
-        if own not in module._parameters
-        and not is_masked(module, own)
-        and isinstance(getattr(module, own, None), Tensor)
+        if is_parametrized(module, own)  # to look at it would compute it, and change some
+        or (isinstance(module.__dict__.get(own), Tensor) and not is_masked(module, own))
     ]
 
 

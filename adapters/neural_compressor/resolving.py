@@ -97,7 +97,7 @@ def escaped(name: str) -> str:
 
 def is_plain(value: Any) -> bool:
     """Tell what JSON can hold."""
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return all(map(is_plain, value))
     if isinstance(value, dict):
         return all(isinstance(key, str) and is_plain(x) for key, x in value.items())

@@ -173,11 +173,6 @@ class Journal:
         self.baseline = baseline
         self._write()
 
-    def forget(self) -> None:
-        """Know nothing, as before the first trial."""
-        self.baseline = None
-        self._trials = {}
-
     def add(self, trial: Trial) -> None:
         """Keep a trial."""
         self._trials[key_of(trial.choices)] = trial.to_dict()

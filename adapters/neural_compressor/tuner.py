@@ -197,22 +197,27 @@ class DETuner:
     def run(self, eval_fn: Evaluate) -> Tuned:
         """Search, and return the cheapest that passes.
 
-        A second run with the same function takes what the first one has tried as it is.
+        A second run takes what the first one has tried as it is.
 
         Args:
             eval_fn: ``fn(model) -> score``; where it raises for a configuration, that trial has failed.
 
         Raises:
-            ArgumentError: the original's score is no finite number.
+            ArgumentError: the original's score is no finite number, or is not that of a former run.
         """
-        if self._scorer is not None and self._scorer != eval_fn:
-            self._journal.forget()  # what another function has said
-        self._scorer = eval_fn
         known = self._journal.baseline
+        other = self._scorer is not None and self._scorer != eval_fn
         try:
-            self.start(scored(eval_fn, self._model) if known is None else known)
+            score = scored(eval_fn, self._model) if known is None or other else known
         finally:
             self._snapshot.restore()
+        if known is not None and score != known:
+            raise ArgumentError(
+                f"eval_fn: gives the original {score}, the one that was run before gave {known}; scores of "
+                "both cannot be compared: build a DETuner, and a checkpoint, for each"
+            )
+        self._scorer = eval_fn
+        self.start(score)
         while self.pending is not None:
             self.tell(*self._tried(self.pending, eval_fn))
         return self.result()

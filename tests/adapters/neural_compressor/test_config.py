@@ -15,6 +15,7 @@ from torch import nn
 from de_plugin.errors import ArgumentError, SelectionError
 from de_plugin.prune.recover import Distillation
 from de_plugin.quantize import Compensated
+from de_plugin.quantize.between import level_recoveries
 from tests.adapters.neural_compressor.networks import cnn, levels, made, mlp, unchanged, values
 
 from de_plugin.adapters.neural_compressor import DEQuantConfig  # isort: skip
@@ -245,6 +246,7 @@ def test_numbers_of_arrays_are_plain_ones() -> None:
     [
         (DEQuantConfig(white_list=[nn.Linear]), "the type Linear cannot be written"),
         (DEQuantConfig(recovery=["bias", Distillation(steps=3)]), "recovery=.*cannot be written"),
+        (DEQuantConfig(recovery=level_recoveries("levels")[0]), "recovery=.*cannot be written"),
         (
             DEQuantConfig(batches=torch.randn(4, 4), rounding=Compensated(samples=100)),
             "rounding=.*cannot be written",
@@ -259,6 +261,24 @@ def test_what_a_file_would_lose_is_refused_and_the_file_stays(
     with pytest.raises(ArgumentError, match=message):
         config.to_json_file(path)
     assert path.read_text() == "before"
+
+
+def test_leaving_single_layers_alone_is_among_the_combinations() -> None:
+    both = DEQuantConfig(dtype=["int", "fp32"])
+    config = DEQuantConfig().set_local("fc1", both).set_local("head", both)
+    met = [tuple(c.local_config[n].dtype for n in ("fc1", "head")) for c in config.expand()]
+    assert met == [("int", "int"), ("int", "fp32"), ("fp32", "int"), ("fp32", "fp32")]
+    fixed = DEQuantConfig(dtype=["int", "fp32"], bits_per_layer={"fc1": 4})
+    assert [c.dtype for c in fixed.expand()] == ["int", "fp32"]
+    assert [c.dtype for c in both.expand()] == ["int"]
+
+
+def test_to_list_the_layers_changes_nothing() -> None:
+    model = nn.Sequential(nn.Linear(6, 6), nn.utils.parametrizations.spectral_norm(nn.Linear(6, 6)))
+    before = copy.deepcopy(model.state_dict())
+    info = DEQuantConfig(white_list=["0"]).get_model_info(model.train())
+    assert info == [("0", "Linear"), ("1", "Linear")]
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")

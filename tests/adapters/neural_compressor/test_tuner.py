@@ -368,18 +368,15 @@ def test_what_may_be_left_alone_is_refused_by_a_search() -> None:
     assert "fc1" not in found.trial.choices
 
 
-def test_another_function_begins_anew() -> None:
+def test_another_function_is_refused_and_what_was_tried_stays(tmp_path: Path) -> None:
     model, x = made("mlp")
-    tuner = DETuner(model, batches=x, max_trials=4)
-    first, calls = tuner.run(score(model, x)), []
-
-    def other(_: nn.Module) -> float:
-        calls.append(1)
-        return 5.0
-
-    again = tuner.run(other)
-    assert len(calls) == 1 + len(again.trials)
-    assert again.baseline == again.trial.score == 5.0 != first.baseline
-    seen = len(calls)
-    assert tuner.run(other).trials == again.trials
-    assert len(calls) == seen
+    path = tmp_path / "trials.json"
+    tuner = DETuner(model, batches=x, max_trials=4, checkpoint=path)
+    first, kept, same = tuner.run(score(model, x)), path.read_text(), score(model, x)
+    with pytest.raises(ArgumentError, match="eval_fn: gives the original 5.0.*build a DETuner"):
+        tuner.run(lambda _: 5.0)
+    with pytest.raises(ArgumentError, match="eval_fn: returned nan"):
+        tuner.run(lambda _: math.nan)
+    assert path.read_text() == kept
+    assert unchanged(tuner.result().model, values(first.model))
+    assert [t.choices for t in tuner.run(same).trials] == [t.choices for t in first.trials]

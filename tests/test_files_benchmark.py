@@ -99,3 +99,26 @@ def test_rows_of_other_settings_are_refused(
     monkeypatch.setitem(files.CHANNELS, "lenet5", {"conv1": 0.5})
     with pytest.raises(SystemExit, match="other settings of the recipe"):
         files.document_of(place, 1)
+
+
+def test_the_points_of_the_command_line_are_part_of_the_settings(
+    files: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "POINTS", dict(files.POINTS))
+    before = files.settings("lenet300", "mnist", "post-training")
+    met = []
+
+    def row(network: str, _data: Any, recipe: str) -> dict[str, Any]:
+        met.append((network, recipe))
+        return {}
+
+    monkeypatch.setattr(files, "row", row)
+    monkeypatch.setattr(files, "line", lambda row: "")
+    monkeypatch.setattr(files, "DATA", {"mnist": lambda: None})
+    place = str(tmp_path / "files.json")
+    command = ["files.py", "--json", place, "--networks", "lenet300", "--data", "mnist", "--points", "0.5"]
+    monkeypatch.setattr("sys.argv", [*command, "--recipes", "post-training"])
+    files.main()
+    assert met == [("lenet300", "post-training")]
+    assert files.POINTS["lenet300", "mnist"] == 0.5
+    assert files.settings("lenet300", "mnist", "post-training") != before

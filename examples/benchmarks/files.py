@@ -307,8 +307,13 @@ def main() -> None:
     parser.add_argument(
         "--recipes", nargs="+", default=["post-training", "recovered"], choices=["post-training", "recovered"]
     )
+    parser.add_argument(
+        "--points", type=float, help="by how many percent a post-training file may err more, for all networks"
+    )
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
+    if given.points is not None:
+        POINTS.update(dict.fromkeys(itertools.product(given.networks, given.data), given.points))
     torch.set_num_threads(given.threads)
     document = document_of(given.json, given.threads)
     rows: list[dict[str, Any]] = document["rows"]

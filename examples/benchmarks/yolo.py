@@ -16,222 +16,33 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from functools import cached_property, partial
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
-from memory import KNOWN, forget_peak, peak
 from rows import versions, write
-from safetensors import safe_open
-from safetensors.torch import save_file
-from torch import Tensor, nn
-from yolo_precision import average_precision
+from torch import nn
+from yolo_run import BATCH, Row, Run
 from yolo_settings import check_apart, parsed, settings
 
 import de_plugin
-from de_plugin import Activation, Detector, DirectedEvolution, Head, Problem, Schedule, Swaps
+from de_plugin import Activation, DirectedEvolution, Problem, Schedule, Swaps
 from de_plugin.encode import packed
 from de_plugin.encode.files import whole
 from de_plugin.prune.recover import BatchNormMatching, Distillation, Hints, Reconstruction, Sequence
 from de_plugin.quantize import LevelTraining, RateSearch
 from de_plugin.zoo import (
     Darknet,
-    Detection,
-    Photos,
-    darknet,
-    decode,
-    detections,
-    mosaic,
     photo_files,
     read_photo,
-    read_photos,
-    retention,
     side_by_side,
-    varied,
 )
 
 SPARSITIES = (0.7, 0.8, 0.9)
 """Of the rows without a gradient step."""
 MASKS = ("magnitude", "magnitude reconstruct", "de reconstruct")
 FILE = "yolo.de.safetensors"
-BATCH = 8
-Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Run:
-    """What all stages share: the command line, the images, and the original's detections."""
-
-    options: argparse.Namespace
-    made: dict[tuple[int, int], tuple[Tensor, Tensor]] = field(default_factory=dict)
-
-    @cached_property
-    def original(self) -> Darknet:
-        """The trained network."""
-        return self.network()
-
-    def network(self) -> Darknet:
-        """Return a copy of the original."""
-        model = darknet(self.options.cfg, self.options.weights, seed=self.options.seed)
-        if self.options.size is not None:
-            model.size = (self.options.size, self.options.size)
-        return model
-
-    @cached_property
-    def divergence(self) -> Detector:
-        """Of its raw outputs."""
-        return Detector(tuple(Head(len(h.anchors), h.classes) for h in self.original.heads))
-
-    @cached_property
-    def photos(self) -> Photos:
-        """The evaluation images."""
-        return read_photos(photo_files(self.options.eval_images), self.original.size)
-
-    @cached_property
-    def seen(self) -> list[list[Detection]]:
-        """What the original finds in them."""
-        return self.found(self.original)
-
-    @property
-    def small(self) -> tuple[int, int]:
-        """Height and width of the images of the cycles."""
-        side: int | None = self.options.train_size
-        return self.original.size if side is None else (side, side)
-
-    def calibration(self, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Images to choose and to train by, uint8 ``(images, 3, *size)``, and which are held back.
-
-        All that is made of a photograph is held back, or nothing of it.
-        """
-        if size not in self.made:
-            self.made.clear()  # a gigabyte each
-            self.made[size] = self._calibration(size)
-        return self.made[size]
-
-    def _calibration(self, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        draw = torch.Generator().manual_seed(self.options.seed)
-        files = [path for folder in self.options.images for path in photo_files(folder)]
-        different = sorted({path.resolve() for path in files})
-        order = torch.randperm(len(different), generator=draw).tolist()
-        apart = {different[n] for n in order[: round(self.options.holdout * len(different))]}
-        images: list[Tensor] = []
-        held: list[bool] = []
-        for part in (False, True):
-            mine = [n for n, path in enumerate(files) if (path.resolve() in apart) == part]
-            plain = sum(n < self.options.plain for n in mine)
-            made = self._made([files[n] for n in mine], plain, size, draw)
-            images, held = images + made, held + [part] * len(made)
-        order = torch.randperm(len(images), generator=draw).tolist()
-        return torch.stack([images[n] for n in order]), torch.tensor([held[n] for n in order])
-
-    def _made(
-        self, files: list[Path], plain: int, size: tuple[int, int], draw: torch.Generator
-    ) -> list[Tensor]:
-        """Return some photographs, the first ones as they are, all varied, and all four in one."""
-        if not files:
-            return []
-        photos = [read_photo(path) for path in files]
-        images = list(read_photos(files[:plain], size).images) if plain else []
-        images += [varied(photo, size, draw) for _ in range(self.options.variations) for photo in photos]
-        for _ in range(self.options.mosaics):
-            order = torch.randperm(len(photos), generator=draw).tolist()
-            groups = [order[n : n + 4] for n in range(0, len(order) - 3, 4)]
-            images += [mosaic([photos[n] for n in group], size, draw) for group in groups]
-        return images
-
-    def shared(self, samples: int | None, size: tuple[int, int] | None = None) -> dict[str, Any]:
-        """What `prune` and `quantize` are told alike, images of a size, the network's own, among it."""
-        images, held = self.calibration(size or self.original.size)
-        return {
-            "batches": images,
-            "divergence": self.divergence,
-            "forward": forward,
-            "samples": samples,
-            "batch_size": BATCH,
-            "holdout": held[:samples],
-            "memory": int(self.options.memory * (1 << 30)),
-            "seed": self.options.seed,
-        }
-
-    def found(self, model: Darknet) -> list[list[Detection]]:
-        """Everything that a network finds with any score that AP counts."""
-        result = []
-        model.eval()
-        with torch.no_grad():
-            for images, at in zip(
-                self.photos.images.split(BATCH), range(0, len(self.photos.images), BATCH), strict=True
-            ):
-                decoded = decode(forward(model, images), model.heads, model.size)
-                sizes = self.photos.sizes[at : at + BATCH]
-                result += detections(decoded, sizes, model.size, threshold=0.005)
-        return result
-
-    def told(self, stage: str, model: Darknet, spent: Row, **more: Any) -> Row:
-        """Measure a network on the evaluation images.
-
-        Args:
-            stage: its name.
-            model: the network.
-            spent: what it took to make it.
-            more: other entries of the row.
-        """
-        weights = [p for p in model.parameters() if p.dim() > 1]
-        total = sum(p.numel() for p in weights)
-        return {
-            "stage": stage,
-            "sparsity": 1 - sum(int(p.count_nonzero()) for p in weights) / total,
-            "bits": None,
-            "bytes": None,
-            "ratio": None,
-            **({} if self.options.weights is None else self._sees(model)),
-            **spent,
-            **more,
-        }
-
-    def _sees(self, model: Darknet) -> Row:
-        """Compare what a network finds with what the original does, and both with the labels."""
-        ours = self.found(model)
-        sure = retention(self.seen, ours, confidence=0.8)
-        all_ = retention(self.seen, ours, confidence=0.5)
-        labels = self.options.labels
-        return {
-            "retained_05": all_.share,
-            "retained_08": sure.share,
-            "objects": sure.objects,
-            "extra_detections": sure.extra,
-            "detections": sure.detections,
-            "ap50": None if labels is None else average_precision(ours, self.photos, labels),
-        }
-
-    def kept(self, stage: str, make: Callable[[Darknet], Any]) -> tuple[Darknet, Row]:
-        """Return a network that `make` has changed, and what that took: once, then from the work folder.
-
-        Seconds, and GiB at the peak where the system tells. What a search that was cut off had taken before
-        is not counted.
-        """
-        path = self.options.work / f"{stage.replace(' ', '-')}.safetensors"
-        model = self.network()
-        if not path.exists():
-            if KNOWN:
-                forget_peak()
-            started = time.monotonic()
-            make(model)
-            spent = {"seconds": time.monotonic() - started, "peak_gib": peak() / 2**30 if KNOWN else None}
-            with whole(path) as draft:
-                told = {"spent": json.dumps(spent)}
-                save_file({k: v.contiguous() for k, v in model.state_dict().items()}, draft, told)
-        with safe_open(path, "pt") as file:
-            model.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
-            return model, json.loads(file.metadata()["spent"])
-
-
-def forward(model: nn.Module, images: Tensor) -> Any:
-    """Call a detector on bytes."""
-    return model(images.float() / 255)
 
 
 def search(options: argparse.Namespace) -> DirectedEvolution:
@@ -283,7 +94,7 @@ def distilled(run: Run) -> tuple[Darknet, Row]:
     """Prune in many cycles, with a short distillation after each and a long one at the end."""
     options = run.options
     between, last = (distillation(run, steps) for steps in (options.steps_between, options.steps))
-    return run.kept(
+    made: tuple[Darknet, Row] = run.kept(
         "distilled",
         lambda net: de_plugin.prune(
             net,
@@ -299,6 +110,7 @@ def distilled(run: Run) -> tuple[Darknet, Row]:
             **run.shared(None, run.small),
         ),
     )
+    return made
 
 
 def settled(run: Run) -> tuple[Darknet, Row]:
@@ -313,7 +125,8 @@ def settled(run: Run) -> tuple[Darknet, Row]:
         recovery(problem)
 
     _ = distilled(run)  # that has a row, and costs, of its own
-    return run.kept("settled", make)
+    made: tuple[Darknet, Row] = run.kept("settled", make)
+    return made
 
 
 def filed(run: Run) -> Row:

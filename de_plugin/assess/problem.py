@@ -18,6 +18,7 @@ from de_plugin.assess.evaluate import Evaluator, evaluator
 from de_plugin.assess.fingerprint import fingerprint
 from de_plugin.assess.granularity import NM, Granularity
 from de_plugin.assess.guard import check_counts, require_eval, require_gradients_possible
+from de_plugin.assess.halfway import Halfway
 from de_plugin.assess.ranks import Ranks
 from de_plugin.assess.repair import Repair
 from de_plugin.assess.select import lowest
@@ -109,6 +110,8 @@ class Problem:
         """The cheap correction that really follows a cut, which candidates get as well."""
         self.out_of_budget: Callable[[], bool] = lambda: False
         """Asked between generations and rounds: whether the search must come to an end."""
+        self.halfway: Callable[[str], Halfway] | None = None
+        """Gives the place where a piece of work that takes long is kept half-way, by its name."""
         self.events: list[dict[str, Any]] = []
         """What criteria have to say for the report, in order."""
         self.evaluations = 0

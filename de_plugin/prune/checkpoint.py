@@ -1,4 +1,7 @@
-"""A search on disk: written whole after each cycle, refused by any other search, resumed bit for bit."""
+"""A search on disk: written whole after each cycle, refused by any other search, resumed bit for bit.
+
+A training within a cycle, or at the end, has a file of its own beside it until the cycle is written.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,8 @@ if TYPE_CHECKING:
     from de_plugin.assess.problem import Problem
     from de_plugin.prune.plan import Plan
 
-_FILE = "search.safetensors"
+_FILE = "search"
+_PART = "part-"
 _FORMAT = 1
 
 
@@ -140,13 +144,14 @@ class Checkpoint:
     Args:
         folder: where it is; made if it does not exist.
         identity: of the search that is going to use it.
+        name: of the file, without its ending.
 
     Raises:
         CheckpointError: the folder cannot be made.
     """
 
-    def __init__(self, folder: str | Path, identity: dict[str, str]) -> None:
-        self.path = Path(folder) / _FILE
+    def __init__(self, folder: str | Path, identity: dict[str, str], name: str = _FILE) -> None:
+        self.path = Path(folder) / f"{name}.safetensors"
         self._identity = identity
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -156,6 +161,15 @@ class Checkpoint:
             raise CheckpointError(
                 f"checkpoint={str(folder)!r}: {error}; give a folder that can be made"
             ) from error
+
+    def part(self, name: str) -> Checkpoint:
+        """Return the place of a piece of work within the search, such as a training, by its name."""
+        return Checkpoint(self.path.parent, {**self._identity, "part": name}, f"{_PART}{name}")
+
+    def forget_parts(self) -> None:
+        """Delete what was kept of work that is done."""
+        for path in self.path.parent.glob(f"{_PART}*.safetensors"):
+            path.unlink(missing_ok=True)
 
     def save(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Write everything or nothing: a new file takes the old one's place when it is complete."""

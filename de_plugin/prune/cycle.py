@@ -101,7 +101,8 @@ def prune(
         holdout: fraction of the samples held back from the search, or which ones, bool ``(samples,)``.
         memory: bytes for the inputs, and again for the teacher's outputs before they go to a file.
         seed: of every draw; the same seed gives the same masks, on any number of ranks.
-        checkpoint: a folder in which the search is kept after each cycle; the same call goes on from there.
+        checkpoint: a folder in which the search is kept after each cycle, and a distillation now and then;
+            the same call goes on from there.
 
     Returns:
         What was done, with the masks.
@@ -178,6 +179,7 @@ class Cycles:
         count = problem.units.count
         fractions = plan.schedule.fractions(plan.total / count, int((~problem.kept).sum()) / count)
         last = len(fractions)
+        problem.halfway = None if self.store is None else self.store.part
         self._resume()
         for number, fraction in enumerate(fractions[self.done :], self.done + 1):
             problem.out_of_budget = partial(self._spent, number / last)
@@ -231,6 +233,7 @@ class Cycles:
                 "history": [asdict(x) for x in self.history],
             }
             self.store.save(tensors, {**state, "cycles": own})
+            self.store.forget_parts()
         self.problem.ranks.wait()
 
     def _resume(self) -> None:

@@ -30,6 +30,7 @@ import de_plugin
 from de_plugin import Activation, DirectedEvolution, Problem, Schedule, Swaps
 from de_plugin.encode import packed
 from de_plugin.encode.files import whole
+from de_plugin.prune.checkpoint import Checkpoint
 from de_plugin.prune.recover import BatchNormMatching, Distillation, Hints, Reconstruction, Sequence
 from de_plugin.quantize import LevelTraining, RateSearch
 from de_plugin.zoo import (
@@ -118,6 +119,7 @@ def settled(run: Run) -> tuple[Darknet, Row]:
 
     def make(net: Darknet) -> None:
         problem = Problem(net, **run.shared(None))
+        problem.halfway = Checkpoint(run.options.work / "settling", {"stage": "settled"}).part
         recovery = Sequence((BatchNormMatching(64), distillation(run, run.options.steps_settled, 0.5)))
         recovery.prepare(problem)  # at the original
         net.load_state_dict(distilled(run)[0].state_dict())

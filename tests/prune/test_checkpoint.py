@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -18,6 +20,7 @@ from de_plugin import Budget, DirectedEvolution, version
 from de_plugin.errors import CheckpointError
 from de_plugin.prune import checkpoint as module
 from de_plugin.prune.checkpoint import Checkpoint, described
+from de_plugin.prune.recover import Distillation, resume
 from tests.prune.a_search import search
 
 SCRIPT = Path(__file__).with_name("a_search.py")
@@ -173,3 +176,88 @@ def test_descriptions_hold_no_addresses() -> None:
     assert described({"a": (1, Own(), len)}).count("0x") == 0
     assert described(Own()) == described(Own())
     assert described(torch.ones(2)) != described(torch.zeros(2))
+
+
+class _CutOff:
+    """Calls the model until it is told to stop."""
+
+    def __init__(self, stop_at: int | None = None) -> None:
+        self.calls = 0
+        self.stop_at = stop_at
+
+    def __call__(self, model: nn.Module, inputs: Tensor) -> Any:
+        self.calls += 1
+        if self.calls == self.stop_at:
+            raise KeyboardInterrupt
+        return model(inputs)
+
+
+def _distilled(model: nn.Module, forward: _CutOff, **options: Any) -> de_plugin.Report:
+    training = Distillation(40, batch_size=12, validate_every=4, patience=6)
+    asked: dict[str, Any] = {"finish": training, **options}
+    return de_plugin.prune(
+        model, X, 0.6, "magnitude", schedule=2, recovery="bias", batch_size=20, forward=forward, **asked
+    )
+
+
+@pytest.mark.parametrize("share", [0.55, 0.8, 0.98])
+def test_a_training_goes_on_bit_for_bit_where_it_was_cut_off(
+    share: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resume, "SECONDS", 0.0)
+    whole, all_calls = network(), _CutOff()
+    _distilled(whole, all_calls)
+    model, cut = network(), _CutOff(round(share * all_calls.calls))
+    with pytest.raises(KeyboardInterrupt):
+        _distilled(model, cut, checkpoint=tmp_path)
+    assert same(dict(model.state_dict()), dict(network().state_dict()))
+    part = tmp_path / "part-distill-0.safetensors"
+    assert part.exists()
+    written = json.loads(_metadata(part)["state"])["step"]
+    again = _CutOff()
+    _distilled(model, again, checkpoint=tmp_path)
+    assert same(dict(model.state_dict()), dict(whole.state_dict()))
+    steps = json.loads(_metadata(part)["state"])["step"]
+    assert 0 < written <= steps
+    assert again.calls < all_calls.calls - written, "the steps that were kept were done again"
+    done = _CutOff()
+    other = network()
+    _distilled(other, done, checkpoint=tmp_path)
+    assert done.calls < again.calls or written == steps
+    assert same(dict(other.state_dict()), dict(whole.state_dict()))
+
+
+def test_a_cycle_that_is_written_leaves_no_training_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resume, "SECONDS", 0.0)
+    seen: list[list[str]] = []
+
+    def look(_: de_plugin.Progress) -> None:
+        seen.append(sorted(path.name for path in tmp_path.iterdir()))
+
+    training = Distillation(8, batch_size=12, validate_every=4)
+    de_plugin.prune(
+        network(), X, 0.6, "magnitude", schedule=2, recovery=training, checkpoint=tmp_path, progress=look
+    )
+    assert seen == [["search.safetensors"]] * 2
+
+
+def test_a_training_of_other_masks_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resume, "SECONDS", 0.0)
+    whole = network()
+    _distilled(whole, _CutOff())
+    part = tmp_path / "part-distill-0.safetensors"
+    _distilled(network(), _CutOff(), checkpoint=tmp_path)
+    metadata, tensors = _metadata(part), load_file(part)
+    state = json.loads(metadata["state"])
+    save_file(tensors, part, {**metadata, "state": json.dumps({**state, "start": state["start"] ^ 1})})
+    model = network()
+    _distilled(model, _CutOff(), checkpoint=tmp_path)
+    assert same(dict(model.state_dict()), dict(whole.state_dict()))
+    assert json.loads(_metadata(part)["state"])["start"] == state["start"]
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    with safe_open(path, "pt") as file:
+        return dict(file.metadata())

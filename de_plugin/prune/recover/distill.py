@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from de_plugin.assess.batches import Batch
 from de_plugin.assess.divergence import check_labels, cross_entropy
 from de_plugin.assess.guard import untouched_on_error
+from de_plugin.assess.halfway import Halfway
 from de_plugin.assess.problem import Problem
 from de_plugin.errors import ArgumentError, GradientError
 from de_plugin.prune.recover.hints import Hints, Teacher, watched
+from de_plugin.prune.recover.resume import Keeper, Training
 
 T = TypeVar("T")
 
@@ -141,6 +143,7 @@ class Distillation:
             pull=pull,
             put=lambda: None,
             keep=lambda: [p.detach().clone() for p in parameters],
+            place=None if problem.halfway is None else problem.halfway(f"distill-{self._calls(problem)}"),
         )
 
     def descend(
@@ -152,6 +155,7 @@ class Distillation:
         pull: Callable[[Sequence[Tensor | None]], Sequence[Tensor | None]],
         put: Callable[[], None],
         keep: Callable[[], T],
+        place: Halfway | None = None,
     ) -> T:
         """Train, and return what there was at the best look at the held-back data, the first among them.
 
@@ -162,18 +166,19 @@ class Distillation:
             pull: turns gradients of `live` into those of `trained`.
             put: brings `live` up to date with `trained`; called before each use of the model but the first.
             keep: returns what is worth keeping of the present state.
+            place: where the training is kept half-way; `keep` must return copies of `trained` then.
         """
         held_back = problem.pool.take(problem.held_back)
-        lowest = self.validate(problem, held_back)
-        best = keep()
-        waited = 0
+        optimizer = _adam(list(trained), self.lr, self.weight_decay)
+        training = Training(trained, optimizer, self.validate(problem, held_back), keep())
         for p in live:
             p.requires_grad_(True)
-        optimizer = _adam(list(trained), self.lr, self.weight_decay)
-        sources = self._batches(problem)
+        keeper = Keeper(problem, training, place)
+        keeper.resume()
+        sources = self._batches(problem, training.step)
         teacher = None if self.hints is None else self.hints.teacher(problem)
-        for step in range(self.steps):
-            optimizer.param_groups[0]["lr"] = self._rate(step)
+        while training.step < self.steps and (self.patience is None or training.waited < self.patience):
+            optimizer.param_groups[0]["lr"] = self._rate(training.step)
             put()
             with torch.enable_grad():
                 loss = self._loss(problem, next(sources), teacher)
@@ -181,16 +186,13 @@ class Distillation:
             for p, g in zip(trained, pull(found), strict=True):
                 p.grad = None if g is None else _laid_out(g, p)
             optimizer.step()
-            if (step + 1) % self.validate_every and step + 1 < self.steps:
+            training.step += 1
+            if training.step % self.validate_every and training.step < self.steps:
                 continue
             put()
-            value = self.validate(problem, held_back)
-            waited += 1
-            if value < lowest:
-                lowest, waited = value, 0
-                best = keep()
-            if self.patience is not None and waited >= self.patience:
-                break
+            training.look(self.validate(problem, held_back), keep)
+            keeper.keep()
+        best: T = training.best
         return best
 
     def _rate(self, step: int) -> float:
@@ -198,16 +200,25 @@ class Distillation:
             return self.lr
         return self.lr * 0.5 * (1 + math.cos(math.pi * step / self.steps))
 
-    def _batches(self, problem: Problem) -> Iterator[list[Batch]]:
-        """Yield the batches of one step after the other, in epochs of shuffled search samples."""
-        state = problem.state_of("distill")
-        call = state["calls"] = state.get("calls", -1) + 1
+    def _calls(self, problem: Problem) -> int:
+        """Return how many trainings of this problem there were before."""
+        return int(problem.state_of("distill").get("calls", -1)) + 1
+
+    def _batches(self, problem: Problem, done: int = 0) -> Iterator[list[Batch]]:
+        """Yield the batches of one step after the other, in epochs of shuffled search samples.
+
+        Those of the steps that are done already are drawn, and not read.
+        """
+        call = problem.state_of("distill")["calls"] = self._calls(problem)
         generator = problem.generator(3, call)
         items = round(self.batch_size * problem.pool.count / problem.pool.samples)
         items = max(1, min(items, len(problem.search)))
         while True:
             order = problem.search[torch.randperm(len(problem.search), generator=generator)]
             for start in range(0, len(order) - items + 1, items):
+                if done > 0:
+                    done -= 1
+                    continue
                 yield problem.pool.take(order[start : start + items], items)
 
     def _loss(self, problem: Problem, batches: list[Batch], teacher: Teacher | None = None) -> Tensor:

@@ -1,13 +1,15 @@
 """What `dropin.py` prunes: each network with its data, accuracy, divergence, loss, and what no host may cut.
 
 Image networks answer with logits of classes: the divergence is KL(teacher || student) of their softmax in
-nats, accuracy is on all test images. CREPE answers with 360 independent sigmoids, so its divergence is the KL
-of their 360 Bernoulli distributions, summed, in nats a frame; its accuracy is the share of test frames whose
-pitch is found within 50 cents, the same tones for all seeds and none of those that choose. Its labels are the
-true bins, and the host's criteria that use labels get its training loss: the binary cross-entropy to a
-Gaussian of 25 cents around the true bin (arXiv:1802.06182, 2). MiniLM answers with embeddings of sentences of
-at most 32 word pieces: divergence and loss are 1 - their cosine with the intact network's, a mean over
-sentences, and its accuracy is that cosine in percent; its embedding tables stay as they are.
+nats, accuracy is on all test images. CREPE answers with 360 sigmoids around the pitch, which are normalised
+to a distribution over bins: its divergence is the KL of these, in nats a frame (that of 360 independent
+Bernoulli distributions was tried first; it is lowest where the network says little of any bin, whatever
+pitch is found). Its accuracy is the share of test frames whose pitch is found within 50 cents, the same
+tones for all seeds and none of those that choose. Its labels are the true bins, and the host's criteria
+that use labels get its training loss: the binary cross-entropy to a Gaussian of 25 cents around the true
+bin (arXiv:1802.06182, 2). MiniLM answers with embeddings of sentences of at most 32 word pieces: divergence
+and loss are 1 - their cosine with the intact network's, a mean over sentences, and its accuracy is that
+cosine in percent; its embedding tables stay as they are.
 """
 
 from __future__ import annotations
@@ -45,28 +47,23 @@ _TEST_SENTENCES, _HELD_OUT_SENTENCES, _LONGEST = 256, 256, 32
 
 
 @dataclass(frozen=True)
-class BernoulliKL:
-    """KL(teacher || student) of independent sigmoids, summed over the outputs, a mean over samples."""
+class PitchKL:
+    """KL(teacher || student) of the distributions over bins that normalised sigmoids are."""
 
-    name: str = "bernoulli kl"
+    name: str = "pitch kl"
     differentiable: bool = True
 
     def __call__(self, student: Any, teacher: Any, labels: Any = None) -> Tensor:
-        """Return nats a sample."""
-        p = teacher.sigmoid()
-        yes = p * (F.logsigmoid(teacher) - F.logsigmoid(student))
-        no = (1 - p) * (F.logsigmoid(-teacher) - F.logsigmoid(-student))
-        found: Tensor = (yes + no).sum(1).mean()
-        return found
+        """Return the mean over samples, in nats."""
+        return KL()(F.logsigmoid(student), F.logsigmoid(teacher))
 
     def draw(self, outputs: Any, generator: torch.Generator) -> list[Tensor]:
-        """Draw a yes or no for each output."""
-        chance = torch.rand(outputs.shape, generator=generator).to(outputs.device)
-        return [(chance < outputs.sigmoid()).to(outputs.dtype)]
+        """Draw a bin of each sample."""
+        return KL().draw(F.logsigmoid(outputs), generator)
 
     def sampled_loss(self, outputs: Any, targets: list[Tensor]) -> Tensor:
         """Return the negative log-likelihood of what was drawn."""
-        return F.binary_cross_entropy_with_logits(outputs, targets[0], reduction="sum")
+        return KL().sampled_loss(F.logsigmoid(outputs), targets)
 
 
 @dataclass(frozen=True, eq=False)
@@ -228,7 +225,7 @@ def _crepe(samples: int, seed: int) -> Case:
         test_inputs=test.frames,
         test_labels=test.bins,
         right=lambda outputs: (found_pitch(outputs) - test.cents).abs() <= 50,
-        divergence=BernoulliKL(),
+        divergence=PitchKL(),
         losses=losses,
         ignored=("classifier",),
         masked=tuple(convolutions),

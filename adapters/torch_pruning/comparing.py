@@ -130,8 +130,8 @@ def _example(case: Case) -> Any:
 # -- what the host's examples do before a step -----------------------------------------------------
 
 
-def _losses(case: Case, model: nn.Module, count: int) -> Tensor:
-    return case.loss(case.forward(model, case.inputs[:count]), case.labels[:count])
+def _losses(case: Case, model: nn.Module, samples: slice) -> Tensor:
+    return case.loss(case.forward(model, case.inputs[samples]), case.labels[samples])
 
 
 def _gradient(case: Case, model: nn.Module, _importance: Any, _pruner: Any) -> None:

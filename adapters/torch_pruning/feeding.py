@@ -29,27 +29,33 @@ def plain_importances() -> dict[str, Callable[[], Any]]:
     }
 
 
-def leave_gradient(model: nn.Module, losses: Callable[[int], Tensor]) -> None:
+def leave_gradient(model: nn.Module, losses: Callable[[slice], Tensor]) -> None:
     """Leave the gradient of the mean loss in `.grad`, as the host's examples do for Taylor.
 
     Args:
         model: that is pruned.
-        losses: ``fn(count) -> (count,)``, of the first samples.
+        losses: ``fn(samples) -> (count,)``, of a slice of the samples.
     """
     model.zero_grad()
-    losses(GRADIENT_SAMPLES).mean().backward()
+    losses(slice(0, GRADIENT_SAMPLES)).mean().backward()
 
 
-def accumulate_squares(model: nn.Module, importance: Any, losses: Callable[[int], Tensor]) -> None:
+def accumulate_squares(model: nn.Module, importance: Any, losses: Callable[[slice], Tensor]) -> None:
     """Accumulate squared gradients sample by sample, as the host's examples do for Hessian.
+
+    Each has a pass of its own: the examples go back through the whole batch for each of its samples, which
+    gives the same, and takes as many times as long as there are samples.
 
     Args:
         model: that is pruned.
         importance: of the host, with `accumulate_grad`.
-        losses: ``fn(count) -> (count,)``, of the first samples.
+        losses: ``fn(samples) -> (count,)``, of a slice of the samples.
     """
     importance.zero_grad()
-    for loss in losses(SQUARED_SAMPLES):
+    for n in range(SQUARED_SAMPLES):
+        loss = losses(slice(n, n + 1))
+        if len(loss) == 0:
+            break
         model.zero_grad()
-        loss.backward(retain_graph=True)
+        loss.sum().backward()
         importance.accumulate_grad(model)

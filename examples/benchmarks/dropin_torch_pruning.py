@@ -85,8 +85,8 @@ def _pruner(
     else:
         importance = plain_importances()[method]()
 
-    def losses(count: int) -> Tensor:
-        found: Tensor = case.losses(model(case.inputs[:count]), case.labels[:count])
+    def losses(samples: slice) -> Tensor:
+        found: Tensor = case.losses(model(case.inputs[samples]), case.labels[samples])
         return found
 
     feeds: dict[str, Callable[[], None]] = {

@@ -168,7 +168,7 @@ class Checkpoint:
 
     def forget_parts(self) -> None:
         """Delete what was kept of work that is done."""
-        for path in self.path.parent.glob(f"{_PART}*.safetensors"):
+        for path in self.path.parent.glob(f"{_PART}*"):  # those of a write that was killed, too
             path.unlink(missing_ok=True)
 
     def save(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:

@@ -118,6 +118,26 @@ def pages(size: int) -> Iterator[None]:
         yield
 
 
+def test_training_on_fresh_views_at_the_networks_own_size(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at = command.index("--steps-settled")
+    fresh = [*command[:at], "--steps-settled", "0", "--fresh", "--batch", "4", *command[at + 2 :]]
+    rows = run(fresh, monkeypatch)
+    assert [row["stage"] for row in rows] == ["original", "distilled", "file"]
+    assert [row.get("device") for row in rows] == [None, "cpu", "cpu"]
+    other = [*fresh, "--work", str(tmp_path / "again"), "--json", str(tmp_path / "again.json")]
+    again = [{**row, "seconds": 0, "peak_gib": 0} for row in run(other, monkeypatch)]
+    assert again == [{**row, "seconds": 0, "peak_gib": 0} for row in rows]
+    first = load_file(tmp_path / "work" / "distilled.safetensors")
+    other[other.index("--fresh")] = "--no-fresh"
+    other[other.index("--work", other.index("--no-fresh")) + 1] = str(tmp_path / "stale")
+    other[-1] = str(tmp_path / "stale.json")
+    run(other, monkeypatch)
+    stale = load_file(tmp_path / "stale" / "distilled.safetensors")
+    assert any(bool((first[n] != stale[n]).any()) for n in first)
+
+
 def test_what_is_asked_wrongly_is_refused(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("--size", "--train-size"):
         with pytest.raises(SystemExit, match=f"{name} 33: expected a multiple of 32"):

@@ -65,21 +65,24 @@ class Head:
 class Detector:
     """The divergence of a dense detector, a mean over samples of sums over all places, in nats.
 
-    With o the teacher's probability of an object, each prediction adds the Bernoulli divergence of
-    objectness, and o times those of its classes and `boxes` times its box's squared error (centres as shares
-    of their place, sides as they are).
+    With o the teacher's probability of an object, each prediction adds ``1 + objects o`` times the Bernoulli
+    divergence of objectness, and o times those of its classes and `boxes` times its box's squared error
+    (centres as shares of their place, sides as they are).
 
     Args:
         heads: layout of each output, in the order of the model's outputs.
         boxes: weight of squared errors of boxes, >= 0.
+        objects: how much more objectness counts where there is an object, >= 0: a student that is trained
+            doubts less of what its teacher sees, and sees more that its teacher does not.
 
     Raises:
-        ArgumentError: there is no head, or the weight is out of range.
+        ArgumentError: there is no head, or a weight is out of range.
         OutputError: when measuring: outputs don't have the layout.
     """
 
     heads: tuple[Head, ...]
     boxes: float = 1.0
+    objects: float = 0.0
     name: str = "detector"
     differentiable: bool = True
 
@@ -93,8 +96,9 @@ class Detector:
             raise ArgumentError(
                 f"heads={self.heads!r}: expected a tuple of Head(anchors, classes), one an output"
             )
-        if not 0 <= self.boxes < math.inf:
-            raise ArgumentError(f"boxes={self.boxes}: expected a finite weight >= 0")
+        for name, weight in (("boxes", self.boxes), ("objects", self.objects)):
+            if not 0 <= weight < math.inf:
+                raise ArgumentError(f"{name}={weight}: expected a finite weight >= 0")
 
     def __call__(self, student: PyTree, teacher: PyTree, labels: Any = None) -> Tensor:
         """Return the divergence, a 0-dim tensor."""
@@ -125,11 +129,12 @@ class Detector:
         """Return the sum over samples of the loss whose squared gradient is the Fisher information."""
         total: Tensor | None = None
         for head, x, y in zip(self.heads, self._read(outputs), targets, strict=True):
-            root = _belief(head, x.detach()).sqrt()
+            belief = _belief(head, x.detach())
+            root = belief.sqrt()
             nll = F.binary_cross_entropy_with_logits(x, y, reduction="none")
             value = (root[:, :, None] * nll[:, :, _classes(head)]).sum()
             if head.objectness is not None:
-                value = value + nll[:, :, head.objectness].sum()
+                value = value + ((1 + self.objects * belief).sqrt() * nll[:, :, head.objectness]).sum()
             for field, values in _lines(head, x):
                 value = value + ((2 * self.boxes) ** 0.5 * root * y[:, :, field] * values).sum()
             total = value if total is None else total + value
@@ -142,7 +147,8 @@ class Detector:
             belief[:, :, None] * _bernoulli(ours[:, :, _classes(head)], theirs[:, :, _classes(head)])
         ).sum()
         if head.objectness is not None:
-            value = value + _bernoulli(ours[:, :, head.objectness], theirs[:, :, head.objectness]).sum()
+            found = _bernoulli(ours[:, :, head.objectness], theirs[:, :, head.objectness])
+            value = value + ((1 + self.objects * belief) * found).sum()
         for (_, mine), (_, yours) in zip(_lines(head, ours), _lines(head, theirs), strict=True):
             value = value + self.boxes * (belief * (mine - yours).square()).sum()
         return value

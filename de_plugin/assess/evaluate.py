@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 _TRIED = 16
 """Layers that the trial of a model looks at."""
 
+_TF32 = 2.0**-11
+"""What convolutions on a GPU round to, unless torch is told otherwise."""
+
 _REPAIRED = 16
 """Samples that a trial with a repair takes: statistics of a few make every difference a large one."""
 
@@ -171,6 +174,8 @@ def _trial(problem: Problem, fast: Population, repair: Repair | None = None) -> 
     expected = Serial(problem)(population, index, repair)
     found = fast.side_by_side(population, index, repair)
     precision = max(torch.finfo(layer.parameter.dtype).eps for layer in problem.units.layers)
+    if problem.device.type == "cuda" and torch.backends.cudnn.allow_tf32:
+        precision = max(precision, _TF32)
     if isinstance(problem.forward, Autocast):
         precision = torch.finfo(problem.forward.dtype).eps
     finite = expected[torch.isfinite(expected)].abs()

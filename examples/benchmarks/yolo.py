@@ -2,7 +2,8 @@
 
 Masks first, without a gradient step: the largest weights, Directed Evolution, and what survives solved anew
 ("reconstruct"), batch norms matched in all. Then cycles of rising sparsity with distillation between them, on
-images of `--train-size` where that is given, a last distillation at the network's own, levels, and the file.
+images of `--train-size` where that is given, and then a last distillation at the network's own ("settled"),
+levels, and the file.
 Calibration images are those of `--images`, as they are, varied, and four in one; the evaluation images are
 looked at once a row. An object counts that the original finds with more than .5 (`retained_05`) or .8
 (`retained_08`, `objects`) and that is found again: same class, overlap of at least .5, score of at least .5,
@@ -23,7 +24,7 @@ from typing import Any
 import torch
 from rows import versions, write
 from torch import nn
-from yolo_run import BATCH, Row, Run
+from yolo_run import Row, Run
 from yolo_settings import check_apart, parsed, settings
 
 import de_plugin
@@ -35,6 +36,7 @@ from de_plugin.prune.recover import BatchNormMatching, Distillation, Hints, Reco
 from de_plugin.quantize import LevelTraining, RateSearch
 from de_plugin.zoo import (
     Darknet,
+    FreshViews,
     photo_files,
     read_photo,
     side_by_side,
@@ -88,7 +90,14 @@ def distillation(run: Run, steps: int, share: float = 1.0) -> Distillation:
     options = run.options
     normed = (n for n, m in run.original.named_modules() if isinstance(m, nn.BatchNorm2d))
     hints = Hints(tuple(normed), options.hints) if options.hints else None
-    return Distillation(steps, options.lr * share, BATCH, validate_every=100, hints=hints)
+    return Distillation(
+        steps,
+        options.lr * share,
+        options.batch,
+        validate_every=100,
+        hints=hints,
+        augment=FreshViews() if options.fresh else None,
+    )
 
 
 def distilled(run: Run) -> tuple[Darknet, Row]:
@@ -131,12 +140,17 @@ def settled(run: Run) -> tuple[Darknet, Row]:
     return made
 
 
+def trained(run: Run) -> tuple[Darknet, Row]:
+    """Return the network that levels begin at."""
+    return settled(run) if run.options.steps_settled else distilled(run)
+
+
 def filed(run: Run) -> Row:
-    """Give the settled network few levels, train these, and write the file."""
+    """Give the trained network few levels, train these, and write the file."""
     path = run.options.work / FILE
 
     def make(net: Darknet) -> None:
-        net.load_state_dict(settled(run)[0].state_dict())
+        net.load_state_dict(trained(run)[0].state_dict())
         report = de_plugin.quantize(
             net,
             bits=run.options.bits,
@@ -153,7 +167,7 @@ def filed(run: Run) -> Row:
         with whole(path) as draft:
             draft.write_bytes(data)
 
-    _ = settled(run)  # that has a row, and costs, of its own
+    _ = trained(run)  # that has a row, and costs, of its own
     _, spent = run.kept("levels", make)
     loaded = run.network()
     de_plugin.load(path, into=loaded)
@@ -205,7 +219,8 @@ def stages(run: Run) -> Iterator[tuple[str, Callable[[], Row]]]:
     for name, sparsity in itertools.product(MASKS, SPARSITIES):
         yield f"{name} {sparsity:.0%}", partial(masks, run, sparsity, name)
     yield "distilled", lambda: run.told("distilled", *distilled(run))
-    yield "settled", lambda: run.told("settled", *settled(run))
+    if run.options.steps_settled:
+        yield "settled", lambda: run.told("settled", *settled(run))
     yield "file", partial(filed, run)
 
 

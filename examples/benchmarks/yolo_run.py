@@ -6,6 +6,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -24,9 +25,11 @@ from de_plugin.zoo import (
     Darknet,
     Detection,
     Photos,
+    as_bytes,
     darknet,
     decode,
     detections,
+    letterbox,
     mosaic,
     photo_files,
     read_photo,
@@ -36,6 +39,7 @@ from de_plugin.zoo import (
 )
 
 BATCH = 8
+"""Images of a pass without gradients."""
 Row = dict[str, Any]
 
 
@@ -56,12 +60,13 @@ class Run:
         model = darknet(self.options.cfg, self.options.weights, seed=self.options.seed)
         if self.options.size is not None:
             model.size = (self.options.size, self.options.size)
-        return model
+        return model.to(self.options.device)
 
     @cached_property
     def divergence(self) -> Detector:
         """Of its raw outputs."""
-        return Detector(tuple(Head(len(h.anchors), h.classes) for h in self.original.heads))
+        heads = tuple(Head(len(h.anchors), h.classes) for h in self.original.heads)
+        return Detector(heads, objects=self.options.objects)
 
     @cached_property
     def photos(self) -> Photos:
@@ -111,8 +116,13 @@ class Run:
         """Return some photographs, the first ones as they are, all varied, and all four in one."""
         if not files:
             return []
-        photos = [read_photo(path) for path in files]
-        images = list(read_photos(files[:plain], size).images) if plain else []
+        with ThreadPoolExecutor() as pool:
+            photos = (
+                list(pool.map(read_photo, files)) if self.options.variations or self.options.mosaics else []
+            )
+            images = [
+                as_bytes(x) for x in pool.map(lambda path: letterbox(read_photo(path), size), files[:plain])
+            ]
         images += [varied(photo, size, draw) for _ in range(self.options.variations) for photo in photos]
         for _ in range(self.options.mosaics):
             order = torch.randperm(len(photos), generator=draw).tolist()
@@ -128,7 +138,7 @@ class Run:
             "divergence": self.divergence,
             "forward": forward,
             "samples": samples,
-            "batch_size": BATCH,
+            "batch_size": self.options.batch,
             "holdout": held[:samples],
             "memory": int(self.options.memory * (1 << 30)),
             "seed": self.options.seed,
@@ -142,7 +152,7 @@ class Run:
             for images, at in zip(
                 self.photos.images.split(BATCH), range(0, len(self.photos.images), BATCH), strict=True
             ):
-                decoded = decode(forward(model, images), model.heads, model.size)
+                decoded = decode(forward(model, images.to(self.options.device)), model.heads, model.size)
                 sizes = self.photos.sizes[at : at + BATCH]
                 result += detections(decoded, sizes, model.size, threshold=0.005)
         return result
@@ -197,7 +207,11 @@ class Run:
                 forget_peak()
             started = time.monotonic()
             make(model)
-            spent = {"seconds": time.monotonic() - started, "peak_gib": peak() / 2**30 if KNOWN else None}
+            spent = {
+                "seconds": time.monotonic() - started,
+                "peak_gib": peak() / 2**30 if KNOWN else None,
+                "device": device_name(self.options.device),
+            }
             with whole(path) as draft:
                 told = {"spent": json.dumps(spent)}
                 save_file({k: v.contiguous() for k, v in model.state_dict().items()}, draft, told)
@@ -208,4 +222,12 @@ class Run:
 
 def forward(model: nn.Module, images: Tensor) -> Any:
     """Call a detector on bytes."""
-    return model(images.float() / 255)
+    pixels = images.float() / 255
+    if pixels.is_cuda:  # whose convolutions take them so
+        pixels = pixels.contiguous(memory_format=torch.channels_last)
+    return model(pixels)
+
+
+def device_name(device: str) -> str:
+    """Return what a device is called."""
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else device

@@ -13,8 +13,8 @@ from de_plugin.zoo import photo_files
 
 STAGES = ("original", "magnitude", "magnitude reconstruct", "de reconstruct", "distilled", "settled", "file")
 """What can be asked for alone."""
-_FREE = ("json", "work", "stages", "pictures", "names", "memory", "threads")
-"""Options that rows may differ in."""
+_FREE = ("json", "work", "stages", "pictures", "names", "memory", "threads", "device")
+"""Options that rows may differ in; a row tells what device its network was made on."""
 
 
 def check_apart(options: argparse.Namespace) -> None:
@@ -100,7 +100,10 @@ def parsed(text: str | None) -> argparse.Namespace:
         "--train-size", type=int, help="side of the images of the cycles; the network's own where not given"
     )
     parser.add_argument(
-        "--steps-settled", type=int, default=300, help="after the cycles, at the network's own size"
+        "--steps-settled",
+        type=int,
+        default=300,
+        help="after the cycles, at the network's own size; 0: no such stage",
     )
     parser.add_argument("--steps-levels", type=int, default=300)
     parser.add_argument(
@@ -109,10 +112,21 @@ def parsed(text: str | None) -> argparse.Namespace:
         default=20.0,
         help="of what layers give, in distillation; 0: only outputs",
     )
+    parser.add_argument(
+        "--objects", type=float, default=0.0, help="how much more objectness counts where there is an object"
+    )
     parser.add_argument("--holdout", type=float, default=0.1, help="share of the photographs that decides")
+    parser.add_argument("--batch", type=int, default=8, help="images a gradient step")
+    parser.add_argument(
+        "--fresh",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="train on views of the images that are made anew at each step",
+    )
     parser.add_argument("--level-samples", type=int, default=512)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--memory", type=float, default=3.0, help="GiB of inputs, and of others; see Problem")
+    parser.add_argument("--device", default="cpu", help="such as cuda, where the networks are made")
     parser.add_argument("--threads", type=int, default=2)
     return parser.parse_args()

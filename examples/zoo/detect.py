@@ -14,7 +14,8 @@ from de_plugin.errors import ArgumentError, DataError
 
 from .darknet_layers import Head
 
-_GREY = 0.5
+GREY = 0.5
+"""What lies outside a photograph."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def letterbox(image: Tensor, size: tuple[int, int]) -> Tensor:
     resized = F.interpolate(image[None], inner, mode="bilinear", align_corners=True)[0]
     top, left = ((outside - inside) // 2 for outside, inside in zip(size, inner, strict=True))
     below, right = size[0] - inner[0] - top, size[1] - inner[1] - left
-    return F.pad(resized, (left, right, top, below), value=_GREY)
+    return F.pad(resized, (left, right, top, below), value=GREY)
 
 
 def decode(outputs: Sequence[Tensor], heads: Sequence[Head], size: tuple[int, int]) -> Tensor:

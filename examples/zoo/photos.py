@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from torch.nn import functional as F
 
 from de_plugin.errors import ArgumentError, DataError
 
-from .detect import letterbox
+from .detect import GREY, letterbox
 
 ENDINGS = (".jpg", ".jpeg", ".png")
 """How the names of photographs end, in any case."""
@@ -133,6 +134,83 @@ def mosaic(photos: Sequence[Tensor], size: tuple[int, int], generator: torch.Gen
     ]
     rows = [torch.cat(quarters[:2], 2), torch.cat(quarters[2:], 2)]
     return as_bytes(torch.cat(rows, 1))
+
+
+@dataclass(frozen=True)
+class FreshViews:
+    """Views of letterboxed photographs that were not there before: for `Distillation(augment=...)`.
+
+    Each image is turned over or not, and else left as it is; or four views make up one image; or it is one
+    view: from half as near again to twice as near, wider or higher by a quarter, lighter or darker, of other
+    colours. All images are worked on at once, on their own device.
+
+    Args:
+        plain: share of the images that are left as they are, in [0, 1].
+        mosaics: share of those made up of four; the rest are views.
+
+    Raises:
+        ArgumentError: the shares are below 0, or more than 1 in sum.
+    """
+
+    plain: float = 0.25
+    mosaics: float = 0.35
+
+    def __post_init__(self) -> None:
+        """Refuse shares that cannot be."""
+        if self.plain < 0 or self.mosaics < 0 or self.plain + self.mosaics > 1:
+            raise ArgumentError(
+                f"plain={self.plain}, mosaics={self.mosaics}: expected shares >= 0, of 1 at most in sum"
+            )
+
+    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Return as many images.
+
+        Args:
+            images: uint8 ``(images, 3, height, width)`` of even sides.
+            generator: on the CPU, draws how.
+
+        Raises:
+            ArgumentError: they are none.
+        """
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3 or images.shape[2] % 2:
+            raise ArgumentError(
+                f"images: {images.dtype} {tuple(images.shape)}, expected uint8 (images, 3, height, width) of "
+                "even sides"
+            )
+        count = len(images)
+        draws = torch.rand(9, count, generator=generator)
+        places = torch.stack([torch.randperm(count, generator=generator) for _ in range(4)])
+        draws, places = draws.to(images.device), places.to(images.device)
+        turned = torch.where((draws[7] < 0.5)[:, None, None, None], images.flip(3), images)
+        views = self._views(images.float() / 255, draws)
+        quarters = F.avg_pool2d(views, 2)
+        rows = [torch.cat([quarters[places[n]], quarters[places[n + 1]]], 3) for n in (0, 2)]
+        kinds = draws[8][:, None, None, None]
+        made = torch.where(kinds < self.plain + self.mosaics, torch.cat(rows, 2), views)
+        return torch.where(kinds < self.plain, turned, as_bytes(made))
+
+    def _views(self, images: Tensor, draws: Tensor) -> Tensor:
+        """Return a view of each image, grey where it shows what lies outside."""
+        nearer = torch.exp(_between(draws[0], math.log(0.5), math.log(1.5)))
+        aspect = torch.exp(_between(draws[1], -0.22, 0.22))
+        sides = torch.stack([nearer * aspect.sqrt(), nearer / aspect.sqrt()], 1)
+        middle = (1 - sides).abs() * _between(draws[2:4], -1.0, 1.0).T
+        turned = torch.where(draws[7] < 0.5, -1.0, 1.0)
+        where = images.new_zeros(len(images), 2, 3)
+        where[:, 0, 0], where[:, 1, 1], where[:, :, 2] = sides[:, 0] * turned, sides[:, 1], middle
+        grid = F.affine_grid(where, list(images.shape), align_corners=False)
+        seen = F.grid_sample(images - GREY, grid, align_corners=False) + GREY
+        light, contrast, colour = (
+            _between(draws[n], *bounds)[:, None, None, None]
+            for n, bounds in ((4, (0.7, 1.3)), (5, (0.8, 1.2)), (6, (0.6, 1.4)))
+        )
+        seen = (seen - GREY) * contrast + GREY
+        grey = seen.mean(1, keepdim=True)
+        return ((grey + (seen - grey) * colour) * light).clamp(0, 1)
+
+
+def _between(draws: Tensor, low: float, high: float) -> Tensor:
+    return low + (high - low) * draws
 
 
 def as_bytes(image: Tensor) -> Tensor:

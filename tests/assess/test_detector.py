@@ -52,6 +52,13 @@ def test_a_lost_and_an_invented_object() -> None:
     assert float(measure(changed(slice(4, 5), 3, -8.0), outputs())) < 0.01
 
 
+def test_objects_that_count_more_leave_background_as_it_was() -> None:
+    plain, more = Detector(HEADS), Detector(HEADS, objects=3.0)
+    lost, invented = changed(slice(4, 5), 0, -8.0), changed(slice(4, 5), 3, 12.0)
+    assert float(more(lost, outputs())) == pytest.approx(4 * float(plain(lost, outputs())), rel=0.03)
+    assert float(more(invented, outputs())) == pytest.approx(float(plain(invented, outputs())), rel=0.01)
+
+
 def test_a_mean_over_samples_and_a_sum_over_heads() -> None:
     measure = Detector(HEADS)
     ours, theirs = outputs(1), outputs(2)
@@ -110,6 +117,8 @@ def test_layouts_that_cannot_be() -> None:
         Detector(())
     with pytest.raises(ArgumentError, match="boxes=-1"):
         Detector(HEADS, boxes=-1)
+    with pytest.raises(ArgumentError, match="objects=nan"):
+        Detector(HEADS, objects=float("nan"))
     with pytest.raises(OutputError, match=r"channels \[16, 8\]"):
         Detector(HEADS)(outputs()[::-1], outputs()[::-1])
     with pytest.raises(OutputError, match="expected the same"):

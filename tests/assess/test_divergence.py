@@ -114,7 +114,9 @@ def test_outputs_that_do_not_match_are_refused() -> None:
         MSE()(torch.arange(3), torch.arange(3))
 
 
-DETECTOR = Detector((Head(1, 2, objectness=2, first_class=3, centres=(0,), sides=(1,)),), boxes=0.7)
+DETECTOR = Detector(
+    (Head(1, 2, objectness=2, first_class=3, centres=(0,), sides=(1,)),), boxes=0.7, objects=1.5
+)
 MEASURES: list[Any] = [
     KL(),
     KL(temperature=2.0),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from de_plugin.assess.guard import untouched_on_error
 from de_plugin.assess.halfway import Halfway
 from de_plugin.assess.problem import Problem
 from de_plugin.errors import ArgumentError, GradientError
-from de_plugin.prune.recover.hints import Hints, Teacher, watched
+from de_plugin.prune.recover.hints import Hints, Teacher, untouched, watched
 from de_plugin.prune.recover.resume import Keeper, Training
 
 T = TypeVar("T")
@@ -41,6 +41,9 @@ class Distillation:
         validate_every: steps between two looks at the held-back data.
         patience: stop after so many looks without a better one; None never stops early.
         hints: modules in the middle whose outputs the student repeats as well; None: outputs alone.
+        augment: ``fn(inputs, generator) -> inputs`` makes other inputs of a batch at each step, such as
+            images turned over, for which the teacher is asked anew; labels stay. All chance must come from
+            the generator, on the CPU, that depends on the seed and the step. None: the data as they are.
 
     Raises:
         ArgumentError: a number is out of range.
@@ -55,6 +58,7 @@ class Distillation:
     validate_every: int = 50
     patience: int | None = None
     hints: Hints | None = None
+    augment: Callable[[Any, torch.Generator], Any] | None = None
 
     def __post_init__(self) -> None:
         """Refuse numbers out of range."""
@@ -75,6 +79,8 @@ class Distillation:
             raise ArgumentError(f"patience={self.patience}: expected a positive number or None")
         if self.hints is not None and not isinstance(self.hints, Hints):
             raise ArgumentError(f"hints={self.hints!r}: expected Hints(modules=(...)) or None")
+        if self.augment is not None and not callable(self.augment):
+            raise ArgumentError(f"augment={self.augment!r}: expected fn(inputs, generator) or None")
 
     @property
     def name(self) -> str:
@@ -87,10 +93,9 @@ class Distillation:
         Raises:
             GradientError: the divergence has no gradient.
             DataError: labels are asked for and the calibration data have none.
-            ArgumentError: hints name no module.
+            ArgumentError: hints name no module, or the teacher cannot be copied and has to be.
         """
-        if self.hints is not None:
-            self.hints.teacher(problem)
+        self._teacher(problem)
         if self.labels > 0:
             problem.require_labels(f"Distillation(labels={self.labels})")
         if not problem.has_gradient:
@@ -175,13 +180,15 @@ class Distillation:
             p.requires_grad_(True)
         keeper = Keeper(problem, training, place)
         keeper.resume()
+        call = self._calls(problem)
         sources = self._batches(problem, training.step)
-        teacher = None if self.hints is None else self.hints.teacher(problem)
+        teacher = self._teacher(problem)
         while training.step < self.steps and (self.patience is None or training.waited < self.patience):
             optimizer.param_groups[0]["lr"] = self._rate(training.step)
             put()
             with torch.enable_grad():
-                loss = self._loss(problem, next(sources), teacher)
+                batches = self._fresh(next(sources), problem.generator(17, call, training.step))
+                loss = self._loss(problem, batches, teacher)
                 found = torch.autograd.grad(loss, live, allow_unused=True)
             for p, g in zip(trained, pull(found), strict=True):
                 p.grad = None if g is None else _laid_out(g, p)
@@ -221,19 +228,36 @@ class Distillation:
                     continue
                 yield problem.pool.take(order[start : start + items], items)
 
+    def _teacher(self, problem: Problem) -> Teacher | None:
+        """Return the teacher where it is asked at each step."""
+        if self.hints is not None:
+            return self.hints.teacher(problem)
+        return None if self.augment is None else Teacher(untouched(problem), (), 0.0)
+
+    def _fresh(self, batches: list[Batch], generator: torch.Generator) -> list[Batch]:
+        """Return batches of inputs that were not there before, where asked; their answers are still old."""
+        if self.augment is None:
+            return batches
+        with torch.no_grad():
+            return [replace(b, inputs=self.augment(b.inputs, generator)) for b in batches]
+
     def _loss(self, problem: Problem, batches: list[Batch], teacher: Teacher | None = None) -> Tensor:
         """Return the mixture of divergence and cross-entropy, a mean over samples, with hints if asked."""
         total = torch.zeros((), device=problem.device)
         samples = sum(b.size for b in batches)
         for batch in batches:
+            answers, wanted = batch.teacher, list[list[Tensor]]()
+            if teacher is not None:
+                asked, wanted = teacher.ask(problem, batch.inputs)
+                answers = answers if self.augment is None else asked
             with watched(problem.model, () if teacher is None else teacher.names) as features:
                 outputs = problem.forward(problem.model, batch.inputs)
             part = total.new_zeros(())
             if self.labels < 1:
-                measured = problem.divergence(outputs, batch.teacher, batch.labels)
+                measured = problem.divergence(outputs, answers, batch.labels)
                 part = measured.to(problem.device) * (1 - self.labels)
-            if teacher is not None:
-                part = part + teacher.errors(problem, batch.inputs, features)
+            if teacher is not None and teacher.names:
+                part = part + teacher.errors(problem, features, wanted)
             if self.labels > 0:
                 check_labels(outputs, batch.labels)
                 part = part + self.labels * cross_entropy(outputs, batch.labels)

@@ -81,12 +81,20 @@ class Hints:
                 f"Hints(modules={self.modules}): {reason}; expected modules of both networks, "
                 f"such as {', '.join([n for n in theirs if n][:5])}"
             )
-        own = problem.teacher is not problem.model
-        model = problem.teacher if own else prepared(problem, self.name, lambda: _copied(problem.model))
-        return Teacher(model, tuple(names), self.weight)
+        return Teacher(untouched(problem), tuple(names), self.weight)
 
     def _match(self, name: str) -> bool:
         return any(fnmatch.fnmatchcase(name, pattern) for pattern in self.modules)
+
+
+def untouched(problem: Problem) -> nn.Module:
+    """Return the teacher as it was, a model of its own; copied once a problem, before anything changes.
+
+    Raises:
+        ArgumentError: the model cannot be copied, or units are zeroed already and it never was.
+    """
+    own = problem.teacher is not problem.model
+    return problem.teacher if own else prepared(problem, "teacher", lambda: _copied(problem.model))
 
 
 def _copied(model: nn.Module) -> nn.Module:
@@ -94,8 +102,8 @@ def _copied(model: nn.Module) -> nn.Module:
         return copy.deepcopy(model).requires_grad_(False)
     except (RuntimeError, TypeError) as error:
         raise ArgumentError(
-            f"model: cannot be copied, as hints need it ({error}); give an untouched copy as the teacher, "
-            "or leave hints out"
+            f"model: cannot be copied, as hints and fresh inputs need it ({error}); give an untouched copy "
+            "as the teacher, or leave hints= and augment= out"
         ) from error
 
 
@@ -113,47 +121,53 @@ class Teacher:
     names: tuple[str, ...]
     weight: float
 
-    def errors(self, problem: Problem, inputs: Any, features: Features) -> Tensor:
-        """Return the weighted errors of a student's features on some inputs, a 0-dim tensor.
+    def ask(self, problem: Problem, inputs: Any) -> tuple[Any, Features]:
+        """Return the teacher's outputs for one batch, and what its modules gave."""
+        with torch.no_grad(), watched(self.model, self.names) as features:
+            outputs = problem.forward(self.model, inputs)
+        return outputs, features
+
+    def errors(self, problem: Problem, ours: Features, theirs: Features) -> Tensor:
+        """Return the weighted errors of a student's features, a 0-dim tensor.
 
         Args:
-            problem: that tells how a model is called.
-            inputs: of one batch.
-            features: of the student, from `watched`.
+            problem: on whose device the errors are added up.
+            ours: of the student, from `watched`.
+            theirs: of the teacher, for the same inputs.
 
         Raises:
             OutputError: the networks' modules don't give the same shapes, what the teacher's give is not
                 finite, or nothing of it varies.
         """
-        with torch.no_grad(), watched(self.model, self.names) as wanted:
-            problem.forward(self.model, inputs)
         parts: list[Tensor] = []
-        for name, ours, theirs in zip(self.names, features, wanted, strict=True):
-            shapes = [[tuple(x.shape) for x in calls] for calls in (ours, theirs)]
+        measured: list[Tensor] = []
+        owners: list[str] = []
+        for name, mine, yours in zip(self.names, ours, theirs, strict=True):
+            shapes = [[tuple(x.shape) for x in calls] for calls in (mine, yours)]
             if shapes[0] != shapes[1]:
                 raise OutputError(
                     f"Hints: {name} gives {shapes[0]} in the student and {shapes[1]} in the teacher; "
                     "expected the same; a forward= has to call the model that it is given"
                 )
-            parts += [x for pair in zip(ours, theirs, strict=True) if (x := _error(name, *pair)) is not None]
-        if not parts:
+            for x, y in zip(map(wide, mine), map(wide, yours), strict=True):
+                variance = y.var(correction=0)
+                measured.append(torch.stack([y.square().mean(), variance]).to(problem.device))
+                parts.append(((x - y).square().mean() / variance).to(problem.device))
+                owners.append(name)
+        # What decides is read at once: each reading waits for all that a device has been given to do.
+        sizes = torch.stack(measured).tolist() if measured else []
+        for owner, (size, _) in zip(owners, sizes, strict=True):
+            if not math.isfinite(size):
+                raise OutputError(
+                    f"Hints: {owner} gives numbers in the teacher that are not finite; name other modules"
+                )
+        varying = [x for x, (size, variance) in zip(parts, sizes, strict=True) if variance > _CONSTANT * size]
+        if not varying:
             raise OutputError(
                 f"Hints: nothing that {', '.join(self.names[:5])} give in the teacher varies, so nothing can "
                 "be learnt from it; name other modules"
             )
-        return torch.stack([x.to(problem.device) for x in parts]).mean() * self.weight
-
-
-def _error(name: str, ours: Tensor, theirs: Tensor) -> Tensor | None:
-    """Return the squared error as a share of the teacher's variance; None where there is none."""
-    y = wide(theirs)
-    size = float(y.square().mean())
-    if not math.isfinite(size):
-        raise OutputError(
-            f"Hints: {name} gives numbers in the teacher that are not finite; name other modules"
-        )
-    variance = float(y.var(correction=0))
-    return None if variance <= _CONSTANT * size else (wide(ours) - y).square().mean() / variance
+        return torch.stack(varying).mean() * self.weight
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import mmap
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,8 @@ def command(tmp_path: Path) -> list[str]:
 def run(command: list[str], monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     monkeypatch.setattr(sys, "argv", command)
     benchmark("yolo").main()
-    rows: list[dict[str, Any]] = json.loads(Path(command[command.index("--json") + 1]).read_text())["rows"]
+    path = Path([after for name, after in pairwise(command) if name == "--json"][-1])
+    rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"]
     return rows
 
 
@@ -126,16 +128,16 @@ def test_training_on_fresh_views_at_the_networks_own_size(
     rows = run(fresh, monkeypatch)
     assert [row["stage"] for row in rows] == ["original", "distilled", "file"]
     assert [row.get("device") for row in rows] == [None, "cpu", "cpu"]
-    other = [*fresh, "--work", str(tmp_path / "again"), "--json", str(tmp_path / "again.json")]
-    again = [{**row, "seconds": 0, "peak_gib": 0} for row in run(other, monkeypatch)]
-    assert again == [{**row, "seconds": 0, "peak_gib": 0} for row in rows]
-    first = load_file(tmp_path / "work" / "distilled.safetensors")
-    other[other.index("--fresh")] = "--no-fresh"
-    other[other.index("--work", other.index("--no-fresh")) + 1] = str(tmp_path / "stale")
-    other[-1] = str(tmp_path / "stale.json")
-    run(other, monkeypatch)
-    stale = load_file(tmp_path / "stale" / "distilled.safetensors")
-    assert any(bool((first[n] != stale[n]).any()) for n in first)
+
+    def again(name: str, *options: str) -> list[dict[str, Any]]:
+        places = ["--work", str(tmp_path / name), "--json", str(tmp_path / f"{name}.json")]
+        found = run([*fresh, *places, *options], monkeypatch)
+        return [{**row, "seconds": 0, "peak_gib": 0} for row in found]
+
+    assert again("again") == [{**row, "seconds": 0, "peak_gib": 0} for row in rows]
+    _ = again("same", "--no-fresh")
+    first, other = (load_file(tmp_path / name / "distilled.safetensors") for name in ("work", "same"))
+    assert any(bool((first[n] != other[n]).any()) for n in first)
 
 
 def test_what_is_asked_wrongly_is_refused(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -211,6 +211,7 @@ class Run:
                 "seconds": time.monotonic() - started,
                 "peak_gib": peak() / 2**30 if KNOWN else None,
                 "device": device_name(self.options.device),
+                "torch": torch.__version__,
             }
             with whole(path) as draft:
                 told = {"spent": json.dumps(spent)}
@@ -222,10 +223,7 @@ class Run:
 
 def forward(model: nn.Module, images: Tensor) -> Any:
     """Call a detector on bytes."""
-    pixels = images.float() / 255
-    if pixels.is_cuda:  # whose convolutions take them so
-        pixels = pixels.contiguous(memory_format=torch.channels_last)
-    return model(pixels)
+    return model(images.float() / 255)
 
 
 def device_name(device: str) -> str:

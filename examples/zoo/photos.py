@@ -172,7 +172,10 @@ class FreshViews:
         Raises:
             ArgumentError: they are none.
         """
-        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3 or images.shape[2] % 2:
+        shaped = (
+            images.ndim == 4 and images.shape[1] == 3 and not (images.shape[2] % 2 or images.shape[3] % 2)
+        )
+        if images.dtype != torch.uint8 or not shaped:
             raise ArgumentError(
                 f"images: {images.dtype} {tuple(images.shape)}, expected uint8 (images, 3, height, width) of "
                 "even sides"

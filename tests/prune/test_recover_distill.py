@@ -222,3 +222,88 @@ def test_convolutions_learn_from_their_own_gradients_whatever_the_images_layout(
     assert not torch.equal(plain.get_parameter("0.weight"), teacher.get_parameter("0.weight"))
     for ours, theirs in zip(student.parameters(), plain.parameters(), strict=True):
         assert torch.allclose(ours, theirs, atol=1e-6)
+
+
+class Shifted:
+    """Adds numbers that are drawn anew, and remembers what it gave."""
+
+    def __init__(self) -> None:
+        self.given: list[Tensor] = []
+
+    def __call__(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
+        self.given.append(inputs + torch.randn(inputs.shape, generator=generator))
+        return self.given[-1]
+
+
+def test_the_teacher_answers_inputs_that_were_not_there_before() -> None:
+    augment = Shifted()
+    recovery = Distillation(steps=120, lr=1e-2, batch_size=32, augment=augment)
+    problem = pruned_by(recovery)
+    original = network()
+    far = torch.randn(2000, 10, generator=torch.Generator().manual_seed(9)) * 2
+
+    def apart() -> float:
+        with torch.no_grad(), problem.units.zeroed(problem.kept):
+            ours, theirs = (F.log_softmax(m(far), 1) for m in (problem.model, original))
+        return float(F.kl_div(ours, theirs, log_target=True, reduction="batchmean"))
+
+    before = apart()
+    recovery(problem)
+    assert len(augment.given) == 120
+    assert all(x.shape == (32, 10) for x in augment.given)
+    assert not any(torch.equal(a, b) for a, b in zip(augment.given, augment.given[1:], strict=False))
+    fresh = apart()
+    assert fresh < 0.7 * before
+    problem = pruned_by(recovery)
+    Distillation(steps=120, lr=1e-2, batch_size=32)(problem)
+    assert fresh < apart()  # data of another spread are not what it has learnt by heart
+
+
+def pruned_by(recovery: Distillation) -> Problem:
+    problem = Problem(network(), torch.randn(64, 10, generator=torch.Generator().manual_seed(1)))
+    recovery.prepare(problem)
+    scores = problem.units.reduce([v.abs() for v in problem.units.values()])
+    problem.kept = problem.select(scores, problem.eligible, int(0.6 * problem.units.count))
+    return problem
+
+
+def test_what_is_made_anew_is_the_same_with_the_same_seed() -> None:
+    states, calls = [], []
+    for _ in range(2):
+        augment = Shifted()
+        recovery = Distillation(steps=12, lr=1e-2, batch_size=32, augment=augment)
+        problem = pruned_by(recovery)
+        recovery(problem)
+        recovery(problem)
+        states.append([p.detach().clone() for p in problem.model.parameters()])
+        calls.append(augment.given)
+    assert all(torch.equal(a, b) for a, b in zip(*states, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(*calls, strict=True))
+    assert not torch.equal(calls[0][0], calls[0][12])
+
+
+def test_inputs_as_they_are_train_as_without() -> None:
+    states = []
+    for augment in (None, lambda inputs, _: inputs.clone()):
+        recovery = Distillation(steps=12, lr=1e-2, batch_size=32, augment=augment)
+        problem = pruned_by(recovery)
+        recovery(problem)
+        states.append([p.detach().clone() for p in problem.model.parameters()])
+    torch.testing.assert_close(states[0], states[1], rtol=1e-4, atol=1e-6)
+
+
+def test_an_error_in_what_makes_inputs_leaves_the_model_as_it_was() -> None:
+    def fails(inputs: Tensor, generator: torch.Generator) -> Tensor:
+        raise ValueError("no more")
+
+    problem = pruned_by(recovery := Distillation(steps=3, augment=fails))
+    before = copy.deepcopy(problem.model.state_dict())
+    with pytest.raises(ValueError, match="no more"):
+        recovery(problem)
+    assert all(torch.equal(x, problem.model.state_dict()[n]) for n, x in before.items())
+    wrong: Any = 3
+    with pytest.raises(ArgumentError, match="augment=3: expected fn"):
+        Distillation(augment=wrong)
+    problem = pruned_by(Distillation())
+    with pytest.raises(ArgumentError, match="the teacher was not measured"):
+        Distillation(steps=1, augment=fails)(problem)

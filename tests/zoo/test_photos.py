@@ -9,9 +9,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
 from de_plugin.errors import ArgumentError, DataError
-from de_plugin.zoo import letterbox, mosaic, photo_files, read_photo, read_photos, varied
+from de_plugin.zoo import FreshViews, letterbox, mosaic, photo_files, read_photo, read_photos, varied
 
 
 def picture(path: Path, height: int = 6, width: int = 9) -> NDArray[np.uint8]:
@@ -86,3 +87,71 @@ def test_a_mosaic_holds_four() -> None:
     assert len(seen) > 1
     with pytest.raises(ArgumentError, match="even"):
         mosaic(photos, (7, 12), torch.Generator())
+
+
+def pictures(count: int = 24) -> Tensor:
+    """Return images that are light on their left and dark on their right, each of another colour."""
+    ramp = torch.linspace(250, 10, 32).expand(count, 3, 32, 32).clone()
+    return (ramp * torch.linspace(0.5, 1, 3 * count).reshape(count, 3, 1, 1)).to(torch.uint8)
+
+
+def drawn(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_fresh_views_depend_on_the_generator_alone_and_leave_the_images_as_they_were() -> None:
+    images = pictures()
+    before = images.clone()
+    first, second, other = (FreshViews()(images, drawn(seed)) for seed in (1, 1, 2))
+    assert first.shape == images.shape
+    assert first.dtype == torch.uint8
+    assert torch.equal(first, second)
+    assert not torch.equal(first, other)
+    assert torch.equal(images, before)
+
+
+def test_plain_ones_are_turned_over_or_not() -> None:
+    images = pictures()
+    found = FreshViews(plain=1.0, mosaics=0.0)(images, drawn(3))
+    same, turned = (
+        torch.tensor([bool(torch.equal(a, b)) for a, b in zip(found, x, strict=True)])
+        for x in (images, images.flip(3))
+    )
+    assert bool((same ^ turned).all())
+    assert 0 < int(same.sum()) < len(images)
+
+
+def test_views_show_a_part_or_more_than_all_of_it() -> None:
+    level = torch.full((64, 3, 32, 32), 240, dtype=torch.uint8)
+    found = FreshViews(plain=0.0, mosaics=0.0)(level, drawn(4)).float()
+    spread = found.amax((1, 2, 3)) - found.amin((1, 2, 3))
+    assert bool((spread < 3).any())  # a part
+    assert bool((spread > 40).any())  # with the grey around it
+    light = found.mean((1, 2, 3))
+    assert float(light.max() - light.min()) > 30
+    ramps = FreshViews(plain=0.0, mosaics=0.0)(pictures(64), drawn(5)).float()
+    falls = ramps[:, :, 16, 12].mean(1) > ramps[:, :, 16, 20].mean(1)
+    assert 10 < int(falls.sum()) < 54
+
+
+def test_fresh_mosaics_hold_several() -> None:
+    levels = torch.tensor([20, 90, 160, 230], dtype=torch.uint8).reshape(4, 1, 1, 1).expand(4, 3, 16, 16)
+    found = FreshViews(plain=0.0, mosaics=1.0)(levels.contiguous(), drawn(6)).float()
+    middles = torch.stack([found[:, 0, y, x] for y in (4, 12) for x in (4, 12)], 1)
+    assert bool(((middles.amax(1) - middles.amin(1)) > 30).any())
+
+
+@pytest.mark.parametrize(
+    ("images", "shares"),
+    [
+        (torch.zeros(2, 3, 8, 8), (0.2, 0.2)),
+        (torch.zeros(2, 1, 8, 8, dtype=torch.uint8), (0.2, 0.2)),
+        (torch.zeros(2, 3, 7, 8, dtype=torch.uint8), (0.2, 0.2)),
+        (torch.zeros(2, 3, 8, 7, dtype=torch.uint8), (0.2, 0.2)),
+        (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), (0.7, 0.5)),
+        (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), (-0.1, 0.5)),
+    ],
+)
+def test_fresh_views_of_what_is_no_images_are_refused(images: Tensor, shares: tuple[float, float]) -> None:
+    with pytest.raises(ArgumentError, match=r"expected uint8 \(images, 3|expected shares"):
+        FreshViews(*shares)(images, drawn(0))

@@ -47,7 +47,7 @@ PIXELS = 2
 SPARSITIES = {
     ("lenet300", "post-training"): (0.7,),
     ("lenet5", "post-training"): (0.8,),
-    ("resnet", "post-training"): (0.5, 0.7),
+    ("resnet", "post-training"): (0.6,),
     ("lenet300", "recovered"): (0.975,),
     ("lenet5", "recovered"): (0.922,),
     ("resnet", "recovered"): (0.9,),
@@ -85,7 +85,7 @@ GATE = 5000
 BETWEEN = Distillation(steps=500, lr=2e-3, labels=0.5, batch_size=128, validate_every=250)
 """What follows a cut."""
 
-STEPS = {"resnet": (250, 4000, 1200)}
+STEPS = {"resnet": (200, 3000, 900)}
 """Of what follows a cut, the last one, and levels, where a step takes longer than a LeNet's."""
 
 

@@ -76,7 +76,8 @@ class Detector:
             doubts less of what its teacher sees, and sees more that its teacher does not.
 
     Raises:
-        ArgumentError: there is no head, or a weight is out of range.
+        ArgumentError: there is no head, a weight is out of range, or no head has the objectness that is to
+            count more.
         OutputError: when measuring: outputs don't have the layout.
     """
 
@@ -99,6 +100,10 @@ class Detector:
         for name, weight in (("boxes", self.boxes), ("objects", self.objects)):
             if not 0 <= weight < math.inf:
                 raise ArgumentError(f"{name}={weight}: expected a finite weight >= 0")
+        if self.objects > 0 and all(h.objectness is None for h in self.heads):
+            raise ArgumentError(
+                f"objects={self.objects}: no head has objectness, so nothing would count more"
+            )
 
     def __call__(self, student: PyTree, teacher: PyTree, labels: Any = None) -> Tensor:
         """Return the divergence, a 0-dim tensor."""

@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from de_plugin.assess.candidates import Candidates, Flipped, Made
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 _TRIED = 16
 """Layers that the trial of a model looks at."""
 
-_TF32 = 2.0**-11
-"""What convolutions on a GPU round to, unless torch is told otherwise."""
+_TF32 = 2.0**-10
+"""Spacing of the numbers that a GPU's matrix units multiply, unless torch is told otherwise."""
 
 _REPAIRED = 16
 """Samples that a trial with a repair takes: statistics of a few make every difference a large one."""
@@ -174,7 +174,8 @@ def _trial(problem: Problem, fast: Population, repair: Repair | None = None) -> 
     expected = Serial(problem)(population, index, repair)
     found = fast.side_by_side(population, index, repair)
     precision = max(torch.finfo(layer.parameter.dtype).eps for layer in problem.units.layers)
-    if problem.device.type == "cuda" and torch.backends.cudnn.allow_tf32:
+    single = any(layer.parameter.dtype == torch.float32 for layer in problem.units.layers)
+    if problem.device.type == "cuda" and single and _rounds(problem.model):
         precision = max(precision, _TF32)
     if isinstance(problem.forward, Autocast):
         precision = torch.finfo(problem.forward.dtype).eps
@@ -185,6 +186,22 @@ def _trial(problem: Problem, fast: Population, repair: Repair | None = None) -> 
     names = [*(layer.name for layer in layers), type(problem.model).__name__]
     wrong = [name for name, same in zip(names, close.tolist(), strict=True) if not same]
     return f"{wrong[0]} gives other results side by side" if wrong else ""
+
+
+def _rounds(model: nn.Module) -> bool:
+    """Tell whether a GPU may round what single-precision layers multiply (TF32)."""
+    backends = torch.backends
+
+    def on(read: Callable[[], bool]) -> bool:
+        try:
+            return read()
+        except RuntimeError:  # torch was told in its newer words, and does not read the older ones then
+            return True
+
+    convolutions = any(isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d) for m in model.modules())
+    return (convolutions and on(lambda: backends.cudnn.allow_tf32)) or on(
+        lambda: backends.cuda.matmul.allow_tf32
+    )
 
 
 def _enough(problem: Problem) -> int:

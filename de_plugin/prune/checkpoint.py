@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from functools import partial
 from pathlib import Path
-from types import FunctionType
+from types import CodeType, FunctionType, MethodType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 _FILE = "search"
 _PART = "part-"
 _FORMAT = 1
+_CALLED = "called"
+"""In the metadata of a dataclass's field: it holds what is called, and may change as it is."""
 
 
 def identity(problem: Problem, plan: Plan) -> dict[str, str]:
@@ -52,7 +54,7 @@ def identity(problem: Problem, plan: Plan) -> dict[str, str]:
         "recovery": described(plan.recovery),
         "finish": described(plan.finish),
         "divergence": described(problem.divergence),
-        "forward": _forward(problem.forward),
+        "forward": _called(problem.forward),
         "data": f"{problem.pool.samples} samples {problem.pool.digest:08x}",
         "split": f"{len(problem.search)} {len(problem.held_back)}",
         "held back": _digest(problem.held_back),
@@ -64,7 +66,12 @@ def identity(problem: Problem, plan: Plan) -> dict[str, str]:
 def described(value: Any) -> str:
     """Return a text that is the same in every process, for anything a search is set up with."""
     if is_dataclass(value) and not isinstance(value, type):
-        inside = ", ".join(f"{f.name}={described(getattr(value, f.name))}" for f in fields(value) if f.repr)
+        shown = [f for f in fields(value) if f.repr]
+        told = [
+            _called(getattr(value, f.name)) if _CALLED in f.metadata else described(getattr(value, f.name))
+            for f in shown
+        ]
+        inside = ", ".join(f"{f.name}={text}" for f, text in zip(shown, told, strict=True))
         return f"{type(value).__qualname__}({inside})"
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{described(k)}: {described(v)}" for k, v in value.items()) + "}"
@@ -75,9 +82,15 @@ def described(value: Any) -> str:
     if value is None or isinstance(value, str | int | float | bool):
         return repr(value)
     if isinstance(value, FunctionType):
-        code = zlib.crc32(value.__code__.co_code + repr(value.__code__.co_names).encode())
-        held = [cell.cell_contents for cell in value.__closure__ or ()]
+        code = zlib.crc32(_code(value.__code__).encode())
+        held = [
+            *(cell.cell_contents for cell in value.__closure__ or ()),
+            value.__defaults__,
+            value.__kwdefaults__,
+        ]
         return f"{value.__qualname__} {code:08x} {described(held)}"
+    if isinstance(value, MethodType):
+        return f"{described(value.__func__)} of {_called(value.__self__)}"
     if isinstance(value, partial):
         return f"partial {described([value.func, value.args, value.keywords])}"
     if hasattr(value, "__qualname__"):
@@ -87,9 +100,18 @@ def described(value: Any) -> str:
     return f"{kind.__module__}.{kind.__qualname__} {described(attributes)}"
 
 
-def _forward(value: Any) -> str:
-    """Describe a forward; an object's attributes don't count, they may change as it works."""
-    plain = is_dataclass(value) or isinstance(value, FunctionType | partial)
+def _code(code: CodeType) -> str:
+    """Return what a function does, its constants and inner functions with it."""
+    constants = [
+        _code(x) if isinstance(x, CodeType) else repr(sorted(map(repr, x)) if isinstance(x, frozenset) else x)
+        for x in code.co_consts
+    ]
+    return f"{code.co_code.hex()} {code.co_names} {constants}"
+
+
+def _called(value: Any) -> str:
+    """Describe what is called as a search works; an object's attributes don't count, they may change then."""
+    plain = is_dataclass(value) or isinstance(value, FunctionType | MethodType | partial) or value is None
     return described(value) if plain else type(value).__qualname__
 
 

@@ -153,7 +153,7 @@ def settings(network: str, data: str, recipe: str) -> str:
         POINTS.get((network, data), 0.5) if recipe == "post-training" else None,
         (SPARSITIES[network, recipe], SAMPLES.get((network, recipe)), options(network, recipe)),
     )
-    text = repr(told).replace(", augment=None", "")  # an option younger than most rows
+    text = repr(told).replace(", augment=None", "")  # which changes nothing
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

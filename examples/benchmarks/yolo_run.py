@@ -39,7 +39,7 @@ from de_plugin.zoo import (
 )
 
 BATCH = 8
-"""Images of a pass without gradients."""
+"""Images of a pass that looks for objects."""
 Row = dict[str, Any]
 
 
@@ -197,8 +197,8 @@ class Run:
     def kept(self, stage: str, make: Callable[[Darknet], Any]) -> tuple[Darknet, Row]:
         """Return a network that `make` has changed, and what that took: once, then from the work folder.
 
-        Seconds, and GiB at the peak where the system tells. What a search that was cut off had taken before
-        is not counted.
+        Seconds, and GiB at the peak, of the processor's memory, where the system tells. What a search that
+        was cut off had taken before is not counted.
         """
         path = self.options.work / f"{stage.replace(' ', '-')}.safetensors"
         model = self.network()

@@ -28,6 +28,8 @@ def check_apart(options: argparse.Namespace) -> None:
         )
     if options.weights is None and (options.pictures or options.labels):
         raise SystemExit("--pictures, --labels: need --weights; drawn ones see nothing")
+    if not options.steps_settled and "settled" in (options.stages or ()):
+        raise SystemExit("--stages settled: --steps-settled 0 leaves that stage out")
     if not 0 <= options.holdout < 1:
         raise SystemExit(f"--holdout {options.holdout}: expected a share in [0, 1)")
     for name, side in (("--size", options.size), ("--train-size", options.train_size)):
@@ -116,7 +118,9 @@ def parsed(text: str | None) -> argparse.Namespace:
         "--objects", type=float, default=0.0, help="how much more objectness counts where there is an object"
     )
     parser.add_argument("--holdout", type=float, default=0.1, help="share of the photographs that decides")
-    parser.add_argument("--batch", type=int, default=8, help="images a gradient step")
+    parser.add_argument(
+        "--batch", type=int, default=8, help="images a gradient step, and a pass of the search"
+    )
     parser.add_argument(
         "--fresh",
         action=argparse.BooleanOptionalAction,

@@ -140,12 +140,12 @@ def mosaic(photos: Sequence[Tensor], size: tuple[int, int], generator: torch.Gen
 class FreshViews:
     """Views of letterboxed photographs that were not there before: for `Distillation(augment=...)`.
 
-    Each image is turned over or not, and else left as it is; or four views make up one image; or it is one
-    view: from half as near again to twice as near, wider or higher by a quarter, lighter or darker, of other
-    colours. All images are worked on at once, on their own device.
+    Each image is turned over or not, and no more; or four views make up one image; or it is one view: from
+    two thirds as near to twice as near, wider or higher by a quarter, lighter or darker, of other colours.
+    All images are worked on at once, on their own device.
 
     Args:
-        plain: share of the images that are left as they are, in [0, 1].
+        plain: share of the images that are only turned over or not, in [0, 1].
         mosaics: share of those made up of four; the rest are views.
 
     Raises:
@@ -157,7 +157,7 @@ class FreshViews:
 
     def __post_init__(self) -> None:
         """Refuse shares that cannot be."""
-        if self.plain < 0 or self.mosaics < 0 or self.plain + self.mosaics > 1:
+        if not (self.plain >= 0 and self.mosaics >= 0 and self.plain + self.mosaics <= 1):
             raise ArgumentError(
                 f"plain={self.plain}, mosaics={self.mosaics}: expected shares >= 0, of 1 at most in sum"
             )

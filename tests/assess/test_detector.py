@@ -119,6 +119,8 @@ def test_layouts_that_cannot_be() -> None:
         Detector(HEADS, boxes=-1)
     with pytest.raises(ArgumentError, match="objects=nan"):
         Detector(HEADS, objects=float("nan"))
+    with pytest.raises(ArgumentError, match="no head has objectness"):
+        Detector((Head(1, 3, objectness=None, first_class=4),), objects=1.0)
     with pytest.raises(OutputError, match=r"channels \[16, 8\]"):
         Detector(HEADS)(outputs()[::-1], outputs()[::-1])
     with pytest.raises(OutputError, match="expected the same"):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from de_plugin.assess import Problem
+from de_plugin.assess import Problem, evaluate
 from de_plugin.assess.candidates import Flipped, Listed
 from de_plugin.assess.evaluate import Guarded, evaluator
 from de_plugin.assess.serial import Serial
@@ -286,3 +286,32 @@ def test_a_divergence_of_the_user_may_look_at_numbers() -> None:
     given = Listed(torch.cat([masks(problem), problem.kept[None]]))
     found = problem.assess(given, problem.search)
     torch.testing.assert_close(found, Serial(problem)(given, problem.search), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("layer", "convolutions", "products", "rounds"),
+    [
+        (nn.Conv2d(1, 1, 1), True, False, True),
+        (nn.Conv2d(1, 1, 1), False, False, False),
+        (nn.Linear(1, 1), True, False, False),
+        (nn.Linear(1, 1), False, True, True),
+    ],
+)
+def test_what_a_gpu_may_round(
+    layer: nn.Module, convolutions: bool, products: bool, rounds: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Told:
+        def __init__(self, value: bool | None) -> None:
+            self._value = value
+
+        @property
+        def allow_tf32(self) -> bool:
+            if self._value is None:
+                raise RuntimeError("mix of the legacy and new APIs")
+            return self._value
+
+    monkeypatch.setattr(torch.backends, "cudnn", Told(convolutions))
+    monkeypatch.setattr(torch.backends.cuda, "matmul", Told(products))
+    assert evaluate._rounds(nn.Sequential(layer)) is rounds
+    monkeypatch.setattr(torch.backends, "cudnn", Told(None))
+    assert evaluate._rounds(nn.Sequential(nn.Conv2d(1, 1, 1)))

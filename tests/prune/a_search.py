@@ -61,6 +61,11 @@ class Calls:
         return model(inputs)
 
 
+def jittered(inputs: Tensor, generator: torch.Generator) -> Tensor:
+    """Return inputs a little apart from those that are given."""
+    return inputs + 0.1 * torch.randn(inputs.shape, generator=generator)
+
+
 def search(checkpoint: Path | None = None, die_at: int = 0, seed: int = 0) -> tuple[nn.Module, Report, int]:
     """Prune the network in three cycles, each followed by a short distillation; count the calls."""
     forward = Calls(die_at)
@@ -72,7 +77,7 @@ def search(checkpoint: Path | None = None, die_at: int = 0, seed: int = 0) -> tu
         0.8,
         SEARCH,
         schedule=Schedule(3),
-        recovery=Distillation(steps=5, validate_every=5, hints=Hints(("1",))),
+        recovery=Distillation(steps=5, validate_every=5, hints=Hints(("1",)), augment=jittered),
         finish="bias",
         batch_size=32,
         forward=forward,

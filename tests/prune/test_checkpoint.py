@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,66 @@ def test_descriptions_hold_no_addresses() -> None:
     assert described({"a": (1, Own(), len)}).count("0x") == 0
     assert described(Own()) == described(Own())
     assert described(torch.ones(2)) != described(torch.zeros(2))
+
+
+def test_functions_are_told_apart_by_what_they_do() -> None:
+    def shifted(by: float) -> Any:
+        return lambda x, _: x + by
+
+    @dataclass(frozen=True)
+    class Scaled:
+        by: float
+
+        def __call__(self, x: Tensor, _: torch.Generator) -> Tensor:
+            return x * self.by
+
+        def method(self, x: Tensor, _: torch.Generator) -> Tensor:
+            return x * self.by
+
+    def with_default(by: float) -> Any:
+        def fn(x: Tensor, _: torch.Generator, by: float = by) -> Tensor:
+            return x * by
+
+        return fn
+
+    def nested(x: Tensor, _: torch.Generator) -> Tensor:
+        return torch.stack([y for y in x if y.sum() > 0.1])
+
+    def otherwise(x: Tensor, _: torch.Generator) -> Tensor:
+        return torch.stack([y for y in x if y.sum() > 0.2])
+
+    pairs: list[tuple[Any, Any]] = [
+        (lambda x, _: x + 0.1, lambda x, _: x + 0.9),
+        (shifted(0.1), shifted(0.9)),
+        (Scaled(0.1), Scaled(0.9)),
+        (Scaled(0.1).method, Scaled(0.9).method),
+        (with_default(0.1), with_default(0.9)),
+        (nested, otherwise),
+    ]
+    for first, second in pairs:
+        one, other = (described(Distillation(augment=fn)) for fn in (first, second))
+        assert one.replace("otherwise", "nested") != other.replace("otherwise", "nested")
+        assert "0x" not in one
+    same = described(Distillation(augment=shifted(0.1)))
+    assert same == described(Distillation(augment=shifted(0.1)))
+
+
+def test_an_object_that_changes_as_it_is_called_stays_the_same_search() -> None:
+    class Counting:
+        def __init__(self) -> None:
+            self.calls = 0
+
+        def __call__(self, x: Tensor, _: torch.Generator) -> Tensor:
+            self.calls += 1
+            return x
+
+    counting = Counting()
+    before = described(Distillation(augment=counting))
+    counting(torch.ones(1), torch.Generator())
+    assert described(Distillation(augment=counting)) == before
+    assert described(Distillation(augment=counting.__call__)) == described(
+        Distillation(augment=Counting().__call__)
+    )
 
 
 class _CutOff:

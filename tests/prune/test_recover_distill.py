@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from de_plugin.assess.divergence import Score
 from de_plugin.assess.problem import Problem
-from de_plugin.errors import ArgumentError, DataError, GradientError
+from de_plugin.errors import ArgumentError, DataError, GradientError, OutputError
 from de_plugin.prune.recover import Distillation
 
 
@@ -259,8 +260,9 @@ def test_the_teacher_answers_inputs_that_were_not_there_before() -> None:
     assert fresh < apart()  # data of another spread are not what it has learnt by heart
 
 
-def pruned_by(recovery: Distillation) -> Problem:
-    problem = Problem(network(), torch.randn(64, 10, generator=torch.Generator().manual_seed(1)))
+def pruned_by(recovery: Distillation, model: nn.Module | None = None, **options: Any) -> Problem:
+    data = torch.randn(64, 10, generator=torch.Generator().manual_seed(1))
+    problem = Problem(model or network(), data, **options)
     recovery.prepare(problem)
     scores = problem.units.reduce([v.abs() for v in problem.units.values()])
     problem.kept = problem.select(scores, problem.eligible, int(0.6 * problem.units.count))
@@ -305,5 +307,66 @@ def test_an_error_in_what_makes_inputs_leaves_the_model_as_it_was() -> None:
     with pytest.raises(ArgumentError, match="augment=3: expected fn"):
         Distillation(augment=wrong)
     problem = pruned_by(Distillation())
-    with pytest.raises(ArgumentError, match="the teacher was not measured"):
+    with pytest.raises(ArgumentError, match="recovery='distill': .* the teacher was not measured"):
         Distillation(steps=1, augment=fails)(problem)
+
+
+def turned(inputs: Tensor, generator: torch.Generator) -> Tensor:
+    return inputs.flip(1) + torch.rand(len(inputs), 1, generator=generator)
+
+
+def test_a_forward_that_calls_another_model_than_it_is_given_is_refused() -> None:
+    model = network()
+    recovery = Distillation(steps=3, augment=turned)
+    problem = pruned_by(recovery, model, forward=lambda _, x: model(x))
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ArgumentError, match="call the model that the function is given"):
+        recovery(problem)
+    assert all(torch.equal(x, model.state_dict()[n]) for n, x in before.items())
+
+
+def test_answers_that_are_not_finite_are_told() -> None:
+    calls = itertools.count()
+
+    def spoilt(inputs: Tensor, _: torch.Generator) -> Tensor:
+        return inputs * (float("nan") if next(calls) == 2 else 1.0)
+
+    recovery = Distillation(steps=8, validate_every=4, augment=spoilt)
+    problem = pruned_by(recovery)
+    before = copy.deepcopy(problem.model.state_dict())
+    with pytest.raises(OutputError, match="augment: the teacher's outputs"):
+        recovery(problem)
+    assert next(calls) == 4
+    assert all(torch.equal(x, problem.model.state_dict()[n]) for n, x in before.items())
+
+
+@pytest.mark.parametrize("made", [lambda x, _: x[:3], lambda x, _: None, lambda x, _: (x[:3], x)])
+def test_other_numbers_of_samples_are_refused(made: Any) -> None:
+    problem = pruned_by(recovery := Distillation(steps=3, batch_size=32, augment=made))
+    with pytest.raises(ArgumentError, match="expected as many samples"):
+        recovery(problem)
+
+
+def test_data_that_cannot_be_stacked_stay_as_they_are() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 3)).eval()
+    sizes = [torch.rand(4, 1, 6 + n, 6, generator=torch.Generator().manual_seed(n)) for n in range(6)]
+    recovery = Distillation(steps=4, batch_size=4, augment=lambda x, _: x.add_(1))
+    problem = Problem(model, sizes)
+    recovery.prepare(problem)
+    before = problem.pool.digest
+    recovery(problem)
+    assert problem.pool.digest == before
+
+
+def test_labels_alone_need_no_teacher() -> None:
+    calls = []
+
+    def counted(model: nn.Module, x: Tensor) -> Any:
+        calls.append(len(x))
+        return model(x)
+
+    problem = pruned(labels=True, forward=counted)
+    calls.clear()
+    Distillation(steps=6, labels=1.0, batch_size=32, augment=turned, validate_every=100)(problem)
+    assert calls.count(32) == 6

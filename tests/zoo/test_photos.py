@@ -135,10 +135,15 @@ def test_views_show_a_part_or_more_than_all_of_it() -> None:
 
 
 def test_fresh_mosaics_hold_several() -> None:
-    levels = torch.tensor([20, 90, 160, 230], dtype=torch.uint8).reshape(4, 1, 1, 1).expand(4, 3, 16, 16)
-    found = FreshViews(plain=0.0, mosaics=1.0)(levels.contiguous(), drawn(6)).float()
-    middles = torch.stack([found[:, 0, y, x] for y in (4, 12) for x in (4, 12)], 1)
-    assert bool(((middles.amax(1) - middles.amin(1)) > 30).any())
+    levels = torch.arange(40, 232, 3, dtype=torch.uint8).reshape(-1, 1, 1, 1).expand(-1, 3, 16, 16)
+
+    def spread(mosaics: float) -> Tensor:
+        found = FreshViews(plain=0.0, mosaics=mosaics)(levels.contiguous(), drawn(6)).float()
+        middles = torch.stack([found[:, 0, y, x] for y in (4, 12) for x in (4, 12)], 1)
+        return middles.amax(1) - middles.amin(1)
+
+    assert float((spread(1.0) > 20).float().mean()) > 0.9
+    assert float((spread(0.0) > 20).float().mean()) < 0.6
 
 
 @pytest.mark.parametrize(
@@ -150,6 +155,7 @@ def test_fresh_mosaics_hold_several() -> None:
         (torch.zeros(2, 3, 8, 7, dtype=torch.uint8), (0.2, 0.2)),
         (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), (0.7, 0.5)),
         (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), (-0.1, 0.5)),
+        (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), (float("nan"), 0.5)),
     ],
 )
 def test_fresh_views_of_what_is_no_images_are_refused(images: Tensor, shares: tuple[float, float]) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
 
 from de_plugin.assess.batches import Batch
 from de_plugin.assess.divergence import check_labels, cross_entropy
@@ -41,12 +42,15 @@ class Distillation:
         validate_every: steps between two looks at the held-back data.
         patience: stop after so many looks without a better one; None never stops early.
         hints: modules in the middle whose outputs the student repeats as well; None: outputs alone.
-        augment: ``fn(inputs, generator) -> inputs`` makes other inputs of a batch at each step, such as
-            images turned over, for which the teacher is asked anew; labels stay. All chance must come from
-            the generator, on the CPU, that depends on the seed and the step. None: the data as they are.
+        augment: ``fn(inputs, generator) -> inputs`` makes as many other inputs of a batch at each step, such
+            as images turned over, for which the teacher is asked anew; labels stay. It costs a forward pass
+            more a step, and a copy of the model unless the teacher is one of its own. All chance must come
+            from the generator, on the CPU, that depends on the seed, the call and the step; a checkpoint
+            tells functions and dataclasses apart by what they hold, other objects by their class. None:
+            the data as they are.
 
     Raises:
-        ArgumentError: a number is out of range.
+        ArgumentError: a number is out of range, or `hints` or `augment` is none.
     """
 
     steps: int = 500
@@ -58,7 +62,7 @@ class Distillation:
     validate_every: int = 50
     patience: int | None = None
     hints: Hints | None = None
-    augment: Callable[[Any, torch.Generator], Any] | None = None
+    augment: Callable[[Any, torch.Generator], Any] | None = field(default=None, metadata={"called": True})
 
     def __post_init__(self) -> None:
         """Refuse numbers out of range."""
@@ -114,8 +118,10 @@ class Distillation:
         Raises:
             GradientError: the divergence has no gradient.
             DataError: labels are asked for and the calibration data have none.
-            ArgumentError: hints name no module, or their teacher was not copied in time.
-            OutputError: hinted modules of student and teacher give other shapes, or nothing to learn from.
+            ArgumentError: hints name no module, a teacher was not copied in time, or `augment` gives other
+                inputs than the model takes.
+            OutputError: hinted modules of student and teacher give other shapes, or nothing to learn from;
+                the teacher's outputs for what `augment` gives are not finite.
         """
         self.prepare(problem)
         parameters = _trainable(problem.model)
@@ -183,11 +189,13 @@ class Distillation:
         call = self._calls(problem)
         sources = self._batches(problem, training.step)
         teacher = self._teacher(problem)
+        if teacher is not None and self.augment is not None:
+            teacher.check_called(problem, problem.pool.take(problem.search[:1])[0])
         while training.step < self.steps and (self.patience is None or training.waited < self.patience):
             optimizer.param_groups[0]["lr"] = self._rate(training.step)
             put()
             with torch.enable_grad():
-                batches = self._fresh(next(sources), problem.generator(17, call, training.step))
+                batches = self._fresh(problem, next(sources), problem.generator(17, call, training.step))
                 loss = self._loss(problem, batches, teacher)
                 found = torch.autograd.grad(loss, live, allow_unused=True)
             for p, g in zip(trained, pull(found), strict=True):
@@ -197,6 +205,8 @@ class Distillation:
             if training.step % self.validate_every and training.step < self.steps:
                 continue
             put()
+            if teacher is not None and self.augment is not None:
+                teacher.check_finite()
             training.look(self.validate(problem, held_back), keep)
             keeper.keep()
         best: T = training.best
@@ -232,14 +242,28 @@ class Distillation:
         """Return the teacher where it is asked at each step."""
         if self.hints is not None:
             return self.hints.teacher(problem)
-        return None if self.augment is None else Teacher(untouched(problem), (), 0.0)
+        asked = self.augment is not None and self.labels < 1
+        return Teacher(untouched(problem), (), 0.0) if asked else None
 
-    def _fresh(self, batches: list[Batch], generator: torch.Generator) -> list[Batch]:
+    def _fresh(self, problem: Problem, batches: list[Batch], generator: torch.Generator) -> list[Batch]:
         """Return batches of inputs that were not there before, where asked; their answers are still old."""
         if self.augment is None:
             return batches
-        with torch.no_grad():
-            return [replace(b, inputs=self.augment(b.inputs, generator)) for b in batches]
+        result = []
+        for batch in batches:
+            inputs = batch.inputs
+            if problem.pool.stacked is None:  # else they are a copy
+                inputs = tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, inputs)
+            with torch.no_grad():
+                made = self.augment(inputs, generator)
+            sizes, given = _sizes(made), _sizes(batch.inputs)
+            if sizes[:1] != given[:1]:
+                raise ArgumentError(
+                    f"augment: gave a {type(made).__name__} of tensors with {sizes} samples for {given}; "
+                    "expected as many samples, in what the model takes"
+                )
+            result.append(replace(batch, inputs=made))
+        return result
 
     def _loss(self, problem: Problem, batches: list[Batch], teacher: Teacher | None = None) -> Tensor:
         """Return the mixture of divergence and cross-entropy, a mean over samples, with hints if asked."""
@@ -269,6 +293,11 @@ class Distillation:
         with torch.no_grad():
             value = float(self._loss(problem, batches))
         return value if math.isfinite(value) else math.inf
+
+
+def _sizes(inputs: Any) -> list[int]:
+    """Return the length of each tensor's first dimension."""
+    return [len(x) for x in tree_leaves(inputs) if isinstance(x, Tensor) and x.dim()]
 
 
 def _trainable(model: nn.Module) -> list[nn.Parameter]:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from de_plugin.assess.batches import Batch
 from de_plugin.assess.divergence import leaves, wide
 from de_plugin.assess.problem import Problem
 from de_plugin.errors import ArgumentError, OutputError
@@ -60,11 +61,6 @@ class Hints:
         if not 0 <= self.weight < math.inf:
             raise ArgumentError(f"Hints(weight={self.weight!r}): expected a finite number >= 0")
 
-    @property
-    def name(self) -> str:
-        """Return "hints"."""
-        return "hints"
-
     def teacher(self, problem: Problem) -> Teacher:
         """Return the teacher and the modules that tell; the teacher is copied once a problem.
 
@@ -94,7 +90,7 @@ def untouched(problem: Problem) -> nn.Module:
         ArgumentError: the model cannot be copied, or units are zeroed already and it never was.
     """
     own = problem.teacher is not problem.model
-    return problem.teacher if own else prepared(problem, "teacher", lambda: _copied(problem.model))
+    return problem.teacher if own else prepared(problem, "distill", lambda: _copied(problem.model))
 
 
 def _copied(model: nn.Module) -> nn.Module:
@@ -107,7 +103,7 @@ def _copied(model: nn.Module) -> nn.Module:
         ) from error
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Teacher:
     """The teacher as it was, and the modules that tell.
 
@@ -115,17 +111,49 @@ class Teacher:
         model: in eval mode.
         names: of the modules.
         weight: of their errors.
+        finite: whether all that it has answered is, a 0-dim bool tensor; None before it has.
     """
 
     model: nn.Module
     names: tuple[str, ...]
     weight: float
+    finite: Tensor | None = None
 
     def ask(self, problem: Problem, inputs: Any) -> tuple[Any, Features]:
         """Return the teacher's outputs for one batch, and what its modules gave."""
         with torch.no_grad(), watched(self.model, self.names) as features:
             outputs = problem.forward(self.model, inputs)
+            for x in leaves(outputs):
+                fine = torch.isfinite(x).all().to(problem.device)
+                self.finite = fine if self.finite is None else self.finite & fine
         return outputs, features
+
+    def check_called(self, problem: Problem, batch: Batch) -> None:
+        """Refuse a forward that asks the student where the teacher is meant.
+
+        Raises:
+            ArgumentError: it does.
+        """
+        with torch.no_grad():
+            ours = leaves(problem.forward(problem.model, batch.inputs))
+        theirs = leaves(self.ask(problem, batch.inputs)[0])
+        if _equal(ours, theirs) and not _equal(ours, leaves(batch.teacher)):
+            raise ArgumentError(
+                "forward: gives the student's outputs where the teacher is asked, so nothing could be learnt "
+                "from fresh inputs; call the model that the function is given"
+            )
+
+    def check_finite(self) -> None:
+        """Refuse answers that were not finite.
+
+        Raises:
+            OutputError: there were some.
+        """
+        if self.finite is not None and not bool(self.finite):
+            raise OutputError(
+                "augment: the teacher's outputs for inputs that it made hold NaN or infinite values; keep "
+                "the inputs in the range of the data"
+            )
 
     def errors(self, problem: Problem, ours: Features, theirs: Features) -> Tensor:
         """Return the weighted errors of a student's features, a 0-dim tensor.
@@ -168,6 +196,10 @@ class Teacher:
                 "be learnt from it; name other modules"
             )
         return torch.stack(varying).mean() * self.weight
+
+
+def _equal(ours: list[Tensor], theirs: list[Tensor]) -> bool:
+    return len(ours) == len(theirs) and all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
 @contextmanager

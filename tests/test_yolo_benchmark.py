@@ -125,6 +125,9 @@ def test_training_on_fresh_views_at_the_networks_own_size(
 ) -> None:
     at = command.index("--steps-settled")
     fresh = [*command[:at], "--steps-settled", "0", "--fresh", "--batch", "4", *command[at + 2 :]]
+    with pytest.raises(SystemExit, match="--steps-settled 0 leaves that stage out"):
+        run(fresh, monkeypatch)
+    fresh += ["--stages", "original", "distilled", "file"]
     rows = run(fresh, monkeypatch)
     assert [row["stage"] for row in rows] == ["original", "distilled", "file"]
     assert [row.get("device") for row in rows] == [None, "cpu", "cpu"]

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -141,6 +142,33 @@ def test_training_on_fresh_views_at_the_networks_own_size(
     _ = again("same", "--no-fresh")
     first, other = (load_file(tmp_path / name / "distilled.safetensors") for name in ("work", "same"))
     assert any(bool((first[n] != other[n]).any()) for n in first)
+
+
+def test_evolved_masks_are_trained_as_well(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ["magnitude", "de reconstruct", "de reconstruct settled"]
+    masks = [*command, "--mask-sparsities", "0.5", "--mask-samples", "12", "--mask-cycles", "1"]
+    masks += [
+        "--generations",
+        "1",
+        "--search-samples",
+        "4",
+        "--steps-settled",
+        "100",
+        "--lr",
+        "2e-3",
+        "--hints",
+        "0",
+    ]
+    rows = run([*masks, "--stages", *names], monkeypatch)
+    assert [row["stage"] for row in rows] == [f"{name} 50%" for name in names]
+    assert all(row["sparsity"] == pytest.approx(0.5, abs=0.01) for row in rows)
+    work = tmp_path / "work"
+    states = [load_file(work / f"{name.replace(' ', '-')}-50%.safetensors") for name in names[1:]]
+    weights = [n for n, x in states[0].items() if x.dim() > 1]
+    assert all(torch.equal(states[0][n] == 0, states[1][n] == 0) for n in weights)
+    assert any(bool((states[0][n] != states[1][n]).any()) for n in weights)
 
 
 def test_what_is_asked_wrongly_is_refused(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,9 +1,9 @@
 """A real detector made small: what it still sees, stage by stage, without labels.
 
 Masks first, without a gradient step: the largest weights, Directed Evolution, and what survives solved anew
-("reconstruct"), batch norms matched in all. Then cycles of rising sparsity with distillation between them, on
-images of `--train-size` where that is given, and then a last distillation at the network's own ("settled"),
-levels, and the file.
+("reconstruct"), batch norms matched in all; and the last of these trained as well ("de reconstruct settled").
+Then cycles of rising sparsity with distillation between them, on images of `--train-size` where that is
+given, and after them a last distillation at the network's own ("settled"), levels, and the file.
 Calibration images are those of `--images`, as they are, varied, and four in one; the evaluation images are
 looked at once a row. An object counts that the original finds with more than .5 (`retained_05`) or .8
 (`retained_08`, `objects`) and that is found again: same class, overlap of at least .5, score of at least .5,
@@ -42,8 +42,6 @@ from de_plugin.zoo import (
     side_by_side,
 )
 
-SPARSITIES = (0.7, 0.8, 0.9)
-"""Of the rows without a gradient step."""
 MASKS = ("magnitude", "magnitude reconstruct", "de reconstruct")
 FILE = "yolo.de.safetensors"
 
@@ -61,15 +59,14 @@ def search(options: argparse.Namespace) -> DirectedEvolution:
     )
 
 
-def masks(run: Run, sparsity: float, name: str) -> Row:
+def masks(run: Run, sparsity: float, name: str) -> tuple[Darknet, Row]:
     """Zero weights without a gradient step."""
     recovery: list[Any] = [BatchNormMatching(64)]
     if "reconstruct" in name:
         recovery.append(Reconstruction(samples=run.options.mask_samples))
     evolved = name.startswith("de")
-    stage = f"{name} {sparsity:.0%}"
-    model, spent = run.kept(
-        stage,
+    made: tuple[Darknet, Row] = run.kept(
+        f"{name} {sparsity:.0%}",
         lambda net: de_plugin.prune(
             net,
             sparsity=sparsity,
@@ -79,7 +76,7 @@ def masks(run: Run, sparsity: float, name: str) -> Row:
             **run.shared(run.options.mask_samples),
         ),
     )
-    return run.told(stage, model, spent)
+    return made
 
 
 def distillation(run: Run, steps: int, share: float = 1.0) -> Distillation:
@@ -123,26 +120,32 @@ def distilled(run: Run) -> tuple[Darknet, Row]:
     return made
 
 
-def settled(run: Run) -> tuple[Darknet, Row]:
-    """Train the survivors on, on images of the network's own size."""
+def settled(run: Run, stage: str, source: Callable[[], tuple[Darknet, Row]]) -> tuple[Darknet, Row]:
+    """Train a network's survivors on, on images of the network's own size.
+
+    Args:
+        run: what the stages share.
+        stage: name of the result.
+        source: gives the network that it begins at, and what that cost.
+    """
 
     def make(net: Darknet) -> None:
         problem = Problem(net, **run.shared(None))
-        problem.halfway = Checkpoint(run.options.work / "settling", {"stage": "settled"}).part
+        problem.halfway = Checkpoint(run.options.work / "settling", {"stage": stage}).part
         recovery = Sequence((BatchNormMatching(64), distillation(run, run.options.steps_settled, 0.5)))
         recovery.prepare(problem)  # at the original
-        net.load_state_dict(distilled(run)[0].state_dict())
+        net.load_state_dict(source()[0].state_dict())
         problem.kept = problem.units.reduce([x != 0 for x in problem.units.values()]).bool()
         recovery(problem)
 
-    _ = distilled(run)  # that has a row, and costs, of its own
-    made: tuple[Darknet, Row] = run.kept("settled", make)
+    _ = source()  # that has a row, and costs, of its own
+    made: tuple[Darknet, Row] = run.kept(stage, make)
     return made
 
 
 def trained(run: Run) -> tuple[Darknet, Row]:
     """Return the network that levels begin at."""
-    return settled(run) if run.options.steps_settled else distilled(run)
+    return settled(run, "settled", lambda: distilled(run)) if run.options.steps_settled else distilled(run)
 
 
 def filed(run: Run) -> Row:
@@ -213,15 +216,20 @@ def line(row: Row) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def stages(run: Run) -> Iterator[tuple[str, Callable[[], Row]]]:
-    """Yield what is measured, in order."""
-    yield "original", lambda: run.told("original", run.original, {"seconds": 0.0, "peak_gib": None})
-    for name, sparsity in itertools.product(MASKS, SPARSITIES):
+def stages(run: Run) -> Iterator[tuple[str, Callable[[], tuple[Darknet, Row]] | None]]:
+    """Yield what is measured, in order; of the file, None."""
+    yield "original", lambda: (run.original, {"seconds": 0.0, "peak_gib": None})
+    for name, sparsity in itertools.product(MASKS, run.options.mask_sparsities):
         yield f"{name} {sparsity:.0%}", partial(masks, run, sparsity, name)
-    yield "distilled", lambda: run.told("distilled", *distilled(run))
     if run.options.steps_settled:
-        yield "settled", lambda: run.told("settled", *settled(run))
-    yield "file", partial(filed, run)
+        for sparsity in run.options.mask_sparsities:
+            begin = partial(masks, run, sparsity, "de reconstruct")
+            stage = f"de reconstruct settled {sparsity:.0%}"
+            yield stage, partial(settled, run, stage, begin)
+    yield "distilled", partial(distilled, run)
+    if run.options.steps_settled:
+        yield "settled", partial(trained, run)
+    yield "file", None
 
 
 def main() -> None:
@@ -246,7 +254,7 @@ def main() -> None:
         known = [row["stage"] for row in document["rows"]]
         if stage in known or (options.stages and stage.rsplit(" ", 1)[0] not in options.stages):
             continue
-        row = measure()
+        row = filed(run) if measure is None else run.told(stage, *measure())
         document["rows"].append(row)
         print(line(row), flush=True)
         write(options.json, document)

@@ -11,9 +11,12 @@ from typing import Any
 
 from de_plugin.zoo import photo_files
 
-STAGES = ("original", "magnitude", "magnitude reconstruct", "de reconstruct", "distilled", "settled", "file")
+STAGES = (
+    *("original", "magnitude", "magnitude reconstruct", "de reconstruct", "de reconstruct settled"),
+    *("distilled", "settled", "file"),
+)
 """What can be asked for alone."""
-_FREE = ("json", "work", "stages", "pictures", "names", "memory", "threads", "device")
+_FREE = ("json", "work", "stages", "pictures", "names", "memory", "threads", "device", "mask_sparsities")
 """Options that rows may differ in; a row tells what device its network was made on."""
 
 
@@ -28,8 +31,9 @@ def check_apart(options: argparse.Namespace) -> None:
         )
     if options.weights is None and (options.pictures or options.labels):
         raise SystemExit("--pictures, --labels: need --weights; drawn ones see nothing")
-    if not options.steps_settled and "settled" in (options.stages or ()):
-        raise SystemExit("--stages settled: --steps-settled 0 leaves that stage out")
+    left_out = [x for x in options.stages or () if "settled" in x and not options.steps_settled]
+    if left_out:
+        raise SystemExit(f"--stages {left_out[0]}: --steps-settled 0 leaves that stage out")
     if not 0 <= options.holdout < 1:
         raise SystemExit(f"--holdout {options.holdout}: expected a share in [0, 1)")
     for name, side in (("--size", options.size), ("--train-size", options.train_size)):
@@ -84,6 +88,13 @@ def parsed(text: str | None) -> argparse.Namespace:
     parser.add_argument("--variations", type=int, default=2, help="of each image")
     parser.add_argument("--mosaics", type=int, default=3, help="times that all images are put four in one")
     parser.add_argument("--mask-samples", type=int, default=128)
+    parser.add_argument(
+        "--mask-sparsities",
+        type=float,
+        nargs="+",
+        default=[0.7, 0.8, 0.9],
+        help="of masks that are not --sparsity's",
+    )
     parser.add_argument("--mask-cycles", type=int, default=3)
     parser.add_argument("--search-samples", type=int, default=24)
     parser.add_argument("--generations", type=int, default=2)
@@ -105,7 +116,7 @@ def parsed(text: str | None) -> argparse.Namespace:
         "--steps-settled",
         type=int,
         default=300,
-        help="after the cycles, at the network's own size; 0: no such stage",
+        help="after the cycles, or masks, at the network's own size; 0: no such stages",
     )
     parser.add_argument("--steps-levels", type=int, default=300)
     parser.add_argument(

@@ -65,6 +65,29 @@ def test_every_measured_stage_of_a_detector_is_shown_as_it_was_measured(path: Pa
         assert yolo.line(one) in text, yolo.line(one)
 
 
+def test_the_readme_tells_of_the_detector_what_was_measured() -> None:
+    def rows(name: str) -> dict[str, Any]:
+        found = json.loads((BENCHMARKS / "measured" / f"yolo-tiny-{name}.json").read_text())["rows"]
+        return {one["stage"]: one for one in found}
+
+    def again(one: dict[str, Any]) -> int:
+        return round(one["retained_08"] * one["objects"])
+
+    masks, trained = rows("masks"), rows("gpu-90")
+    evolved, largest = (
+        [again(masks[f"{x} {at}"]) for at in ("80%", "90%")] for x in ("de reconstruct", "magnitude")
+    )
+    assert masks["magnitude 80%"]["objects"] == trained["file"]["objects"] == 33
+    text = " ".join((ROOT / "README.md").read_text().split())
+    assert (
+        f"{evolved[0]} are found again at 80 % zeros without a gradient step (the largest weights: {largest[0]}) "
+        f"and {evolved[1]} at 90 % ({largest[1]})"
+    ) in text
+    assert trained["distilled"]["seconds"] < 7.5 * 60
+    assert f"{again(trained['file'])} are found again at 90 % zeros and four bits" in text
+    assert f"in a file {trained['file']['ratio']:.1f} times smaller" in text
+
+
 def row(method: str, divergence: float, accuracy: float, macs: int = 100) -> dict[str, Any]:
     told = {"network": "lenet5", "data": "mnist", "ratio": 0.5, "steps": 1, "seed": 0, "method": method}
     return {**told, "divergence": divergence, "accuracy": accuracy, "macs": macs}

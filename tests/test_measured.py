@@ -80,8 +80,8 @@ def test_the_readme_tells_of_the_detector_what_was_measured() -> None:
     assert masks["magnitude 80%"]["objects"] == trained["file"]["objects"] == 33
     text = " ".join((ROOT / "README.md").read_text().split())
     assert (
-        f"{evolved[0]} are found again at 80 % zeros without a gradient step (the largest weights: {largest[0]}) "
-        f"and {evolved[1]} at 90 % ({largest[1]})"
+        f"{evolved[0]} are found again at 80 % zeros without a gradient step (the largest weights: "
+        f"{largest[0]}) and {evolved[1]} at 90 % ({largest[1]})"
     ) in text
     assert trained["distilled"]["seconds"] < 7.5 * 60
     assert f"{again(trained['file'])} are found again at 90 % zeros and four bits" in text

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from de_plugin.prune.recover import resume
 from de_plugin.zoo import darknet
 from tests.scripts import benchmark
 from tests.zoo.test_darknet import SMALL, contents, header, write
@@ -148,7 +149,8 @@ def test_evolved_masks_are_trained_as_well(
     command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = ["magnitude", "de reconstruct", "de reconstruct settled"]
-    masks = [*command, "--mask-sparsities", "0.5", "--mask-samples", "12", "--mask-cycles", "1"]
+    monkeypatch.setattr(resume, "SECONDS", 0.0)
+    masks = [*command, "--mask-sparsities", "0.5", "0.625", "--mask-samples", "12", "--mask-cycles", "1"]
     masks += [
         "--generations",
         "1",
@@ -162,8 +164,11 @@ def test_evolved_masks_are_trained_as_well(
         "0",
     ]
     rows = run([*masks, "--stages", *names], monkeypatch)
-    assert [row["stage"] for row in rows] == [f"{name} 50%" for name in names]
-    assert all(row["sparsity"] == pytest.approx(0.5, abs=0.01) for row in rows)
+    stages = [f"{name} {at}%" for name in names for at in ("50", "62.5")]
+    assert [row["stage"] for row in rows] == stages
+    for row, sparsity in zip(rows, 3 * [0.5, 0.625], strict=True):
+        assert row["sparsity"] == pytest.approx(sparsity, abs=0.01)
+    assert not list((tmp_path / "work").rglob("part-*"))
     work = tmp_path / "work"
     states = [load_file(work / f"{name.replace(' ', '-')}-50%.safetensors") for name in names[1:]]
     weights = [n for n, x in states[0].items() if x.dim() > 1]
@@ -172,6 +177,8 @@ def test_evolved_masks_are_trained_as_well(
 
 
 def test_what_is_asked_wrongly_is_refused(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SystemExit, match=r"1\.5, expected fractions"):
+        run([*command, "--mask-sparsities", "0.5", "1.5"], monkeypatch)
     for name in ("--size", "--train-size"):
         with pytest.raises(SystemExit, match=f"{name} 33: expected a multiple of 32"):
             run([*command, name, "33"], monkeypatch)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_leaves
 
 from de_plugin.assess.candidates import Candidates, Flipped, Made
@@ -198,7 +199,7 @@ def _rounds(model: nn.Module) -> bool:
         except RuntimeError:  # torch was told in its newer words, and does not read the older ones then
             return True
 
-    convolutions = any(isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d) for m in model.modules())
+    convolutions = any(isinstance(m, _ConvNd | nn.RNNBase) for m in model.modules())
     return (convolutions and on(lambda: backends.cudnn.allow_tf32)) or on(
         lambda: backends.cuda.matmul.allow_tf32
     )

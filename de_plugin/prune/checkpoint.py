@@ -111,7 +111,9 @@ def _code(code: CodeType) -> str:
 
 def _called(value: Any) -> str:
     """Describe what is called as a search works; an object's attributes don't count, they may change then."""
-    plain = is_dataclass(value) or isinstance(value, FunctionType | MethodType | partial) or value is None
+    plain = (
+        is_dataclass(value) or isinstance(value, partial) or hasattr(value, "__qualname__") or value is None
+    )
     return described(value) if plain else type(value).__qualname__
 
 

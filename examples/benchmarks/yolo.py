@@ -1,7 +1,8 @@
 """A real detector made small: what it still sees, stage by stage, without labels.
 
 Masks first, without a gradient step: the largest weights, Directed Evolution, and what survives solved anew
-("reconstruct"), batch norms matched in all; and the last of these trained as well ("de reconstruct settled").
+("reconstruct"), batch norms matched in all; and, where that is asked for, the last of these trained as well
+("de reconstruct settled").
 Then cycles of rising sparsity with distillation between them, on images of `--train-size` where that is
 given, and after them a last distillation at the network's own ("settled"), levels, and the file.
 Calibration images are those of `--images`, as they are, varied, and four in one; the evaluation images are
@@ -24,8 +25,8 @@ from typing import Any
 import torch
 from rows import versions, write
 from torch import nn
-from yolo_run import Row, Run
-from yolo_settings import check_apart, parsed, settings
+from yolo_run import Row, Run, named
+from yolo_settings import SETTLED, check_apart, parsed, settings
 
 import de_plugin
 from de_plugin import Activation, DirectedEvolution, Problem, Schedule, Swaps
@@ -66,7 +67,7 @@ def masks(run: Run, sparsity: float, name: str) -> tuple[Darknet, Row]:
         recovery.append(Reconstruction(samples=run.options.mask_samples))
     evolved = name.startswith("de")
     made: tuple[Darknet, Row] = run.kept(
-        f"{name} {sparsity:.0%}",
+        f"{name} {100 * sparsity:g}%",
         lambda net: de_plugin.prune(
             net,
             sparsity=sparsity,
@@ -131,12 +132,14 @@ def settled(run: Run, stage: str, source: Callable[[], tuple[Darknet, Row]]) -> 
 
     def make(net: Darknet) -> None:
         problem = Problem(net, **run.shared(None))
-        problem.halfway = Checkpoint(run.options.work / "settling", {"stage": stage}).part
+        kept = Checkpoint(run.options.work / f"settling-{named(stage)}", {"stage": stage})
+        problem.halfway = kept.part
         recovery = Sequence((BatchNormMatching(64), distillation(run, run.options.steps_settled, 0.5)))
         recovery.prepare(problem)  # at the original
         net.load_state_dict(source()[0].state_dict())
         problem.kept = problem.units.reduce([x != 0 for x in problem.units.values()]).bool()
         recovery(problem)
+        kept.forget_parts()
 
     _ = source()  # that has a row, and costs, of its own
     made: tuple[Darknet, Row] = run.kept(stage, make)
@@ -220,12 +223,11 @@ def stages(run: Run) -> Iterator[tuple[str, Callable[[], tuple[Darknet, Row]] | 
     """Yield what is measured, in order; of the file, None."""
     yield "original", lambda: (run.original, {"seconds": 0.0, "peak_gib": None})
     for name, sparsity in itertools.product(MASKS, run.options.mask_sparsities):
-        yield f"{name} {sparsity:.0%}", partial(masks, run, sparsity, name)
-    if run.options.steps_settled:
-        for sparsity in run.options.mask_sparsities:
-            begin = partial(masks, run, sparsity, "de reconstruct")
-            stage = f"de reconstruct settled {sparsity:.0%}"
-            yield stage, partial(settled, run, stage, begin)
+        yield f"{name} {100 * sparsity:g}%", partial(masks, run, sparsity, name)
+    for sparsity in run.options.mask_sparsities if SETTLED in (run.options.stages or ()) else ():
+        begin = partial(masks, run, sparsity, "de reconstruct")
+        stage = f"{SETTLED} {100 * sparsity:g}%"
+        yield stage, partial(settled, run, stage, begin)
     yield "distilled", partial(distilled, run)
     if run.options.steps_settled:
         yield "settled", partial(trained, run)

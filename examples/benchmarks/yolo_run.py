@@ -200,7 +200,7 @@ class Run:
         Seconds, and GiB at the peak, of the processor's memory, where the system tells. What a search that
         was cut off had taken before is not counted.
         """
-        path = self.options.work / f"{stage.replace(' ', '-')}.safetensors"
+        path = self.options.work / f"{named(stage)}.safetensors"
         model = self.network()
         if not path.exists():
             if KNOWN:
@@ -224,6 +224,11 @@ class Run:
 def forward(model: nn.Module, images: Tensor) -> Any:
     """Call a detector on bytes."""
     return model(images.float() / 255)
+
+
+def named(stage: str) -> str:
+    """Return a stage's name as that of a file."""
+    return stage.replace(" ", "-")
 
 
 def device_name(device: str) -> str:

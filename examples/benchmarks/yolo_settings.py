@@ -11,8 +11,11 @@ from typing import Any
 
 from de_plugin.zoo import photo_files
 
+SETTLED = "de reconstruct settled"
+"""A stage that is measured only where it is asked for."""
+
 STAGES = (
-    *("original", "magnitude", "magnitude reconstruct", "de reconstruct", "de reconstruct settled"),
+    *("original", "magnitude", "magnitude reconstruct", "de reconstruct", SETTLED),
     *("distilled", "settled", "file"),
 )
 """What can be asked for alone."""
@@ -34,6 +37,9 @@ def check_apart(options: argparse.Namespace) -> None:
     left_out = [x for x in options.stages or () if "settled" in x and not options.steps_settled]
     if left_out:
         raise SystemExit(f"--stages {left_out[0]}: --steps-settled 0 leaves that stage out")
+    wrong = [x for x in (options.sparsity, *options.mask_sparsities) if not 0 < x < 1]
+    if wrong:
+        raise SystemExit(f"--sparsity, --mask-sparsities: {wrong[0]}, expected fractions in (0, 1)")
     if not 0 <= options.holdout < 1:
         raise SystemExit(f"--holdout {options.holdout}: expected a share in [0, 1)")
     for name, side in (("--size", options.size), ("--train-size", options.train_size)):
@@ -87,7 +93,7 @@ def parsed(text: str | None) -> argparse.Namespace:
     parser.add_argument("--plain", type=int, default=128, help="images taken as they are")
     parser.add_argument("--variations", type=int, default=2, help="of each image")
     parser.add_argument("--mosaics", type=int, default=3, help="times that all images are put four in one")
-    parser.add_argument("--mask-samples", type=int, default=128)
+    parser.add_argument("--mask-samples", type=int, default=256)
     parser.add_argument(
         "--mask-sparsities",
         type=float,
@@ -95,7 +101,7 @@ def parsed(text: str | None) -> argparse.Namespace:
         default=[0.7, 0.8, 0.9],
         help="of masks that are not --sparsity's",
     )
-    parser.add_argument("--mask-cycles", type=int, default=3)
+    parser.add_argument("--mask-cycles", type=int, default=2)
     parser.add_argument("--search-samples", type=int, default=24)
     parser.add_argument("--generations", type=int, default=2)
     parser.add_argument(

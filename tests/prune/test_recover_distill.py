@@ -325,6 +325,20 @@ def test_a_forward_that_calls_another_model_than_it_is_given_is_refused() -> Non
     assert all(torch.equal(x, model.state_dict()[n]) for n, x in before.items())
 
 
+@pytest.mark.parametrize("fraction", [0.0, 0.05])
+def test_a_student_that_says_what_its_teacher_says_may_be_trained(fraction: float) -> None:
+    model = network()
+    with torch.no_grad():  # what goes first is zero already
+        next(model.parameters())[:12] = 0
+    problem = Problem(model, torch.randn(64, 10, generator=torch.Generator().manual_seed(1)))
+    recovery = Distillation(steps=2, augment=turned)
+    recovery.prepare(problem)
+    scores = problem.units.reduce([v.abs() for v in problem.units.values()])
+    problem.kept = problem.select(scores, problem.eligible, int(fraction * problem.units.count))
+    recovery(problem)
+    assert float(problem.gate(problem.kept[None])) == pytest.approx(0, abs=1e-4)
+
+
 def test_answers_that_are_not_finite_are_told() -> None:
     calls = itertools.count()
 

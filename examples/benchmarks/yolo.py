@@ -66,14 +66,16 @@ def masks(run: Run, sparsity: float, name: str) -> tuple[Darknet, Row]:
     if "reconstruct" in name:
         recovery.append(Reconstruction(samples=run.options.mask_samples))
     evolved = name.startswith("de")
+    stage = f"{name} {100 * sparsity:g}%"
     made: tuple[Darknet, Row] = run.kept(
-        f"{name} {100 * sparsity:g}%",
+        stage,
         lambda net: de_plugin.prune(
             net,
             sparsity=sparsity,
             criterion=search(run.options) if evolved else "magnitude",
             schedule=run.options.mask_cycles if "reconstruct" in name else 1,
             recovery=recovery,
+            checkpoint=run.options.work / f"searching-{named(stage)}",
             **run.shared(run.options.mask_samples),
         ),
     )

@@ -151,18 +151,8 @@ def test_evolved_masks_are_trained_as_well(
     names = ["magnitude", "de reconstruct", "de reconstruct settled"]
     monkeypatch.setattr(resume, "SECONDS", 0.0)
     masks = [*command, "--mask-sparsities", "0.5", "0.625", "--mask-samples", "12", "--mask-cycles", "1"]
-    masks += [
-        "--generations",
-        "1",
-        "--search-samples",
-        "4",
-        "--steps-settled",
-        "100",
-        "--lr",
-        "2e-3",
-        "--hints",
-        "0",
-    ]
+    masks += ["--generations", "1", "--search-samples", "4"]
+    masks += ["--steps-settled", "100", "--lr", "2e-3", "--hints", "0"]
     rows = run([*masks, "--stages", *names], monkeypatch)
     stages = [f"{name} {at}%" for name in names for at in ("50", "62.5")]
     assert [row["stage"] for row in rows] == stages

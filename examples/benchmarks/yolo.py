@@ -153,7 +153,7 @@ def trained(run: Run) -> tuple[Darknet, Row]:
     return settled(run, "settled", lambda: distilled(run)) if run.options.steps_settled else distilled(run)
 
 
-def filed(run: Run) -> Row:
+def filed(run: Run) -> tuple[Darknet, Row]:
     """Give the trained network few levels, train these, and write the file."""
     path = run.options.work / FILE
 
@@ -183,7 +183,7 @@ def filed(run: Run) -> Row:
     weights = [x for x in info.layers if x.kind == "quantized" and len(x.shape) > 1]
     bits = 8 * sum(x.bytes for x in weights) / max(1, sum(x.nonzero for x in weights))
     size = path.stat().st_size
-    return run.told("file", loaded, spent, bits=bits, bytes=size, ratio=info.ratio)
+    return loaded, {**spent, "bits": bits, "bytes": size, "ratio": info.ratio}
 
 
 def pictures(run: Run) -> None:
@@ -221,8 +221,8 @@ def line(row: Row) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def stages(run: Run) -> Iterator[tuple[str, Callable[[], tuple[Darknet, Row]] | None]]:
-    """Yield what is measured, in order; of the file, None."""
+def stages(run: Run) -> Iterator[tuple[str, Callable[[], tuple[Darknet, Row]]]]:
+    """Yield what is measured, in order, each with what gives the network and what that took."""
     yield "original", lambda: (run.original, {"seconds": 0.0, "peak_gib": None})
     for name, sparsity in itertools.product(MASKS, run.options.mask_sparsities):
         yield f"{name} {100 * sparsity:g}%", partial(masks, run, sparsity, name)
@@ -233,7 +233,7 @@ def stages(run: Run) -> Iterator[tuple[str, Callable[[], tuple[Darknet, Row]] | 
     yield "distilled", partial(distilled, run)
     if run.options.steps_settled:
         yield "settled", partial(trained, run)
-    yield "file", None
+    yield "file", partial(filed, run)
 
 
 def main() -> None:
@@ -254,11 +254,11 @@ def main() -> None:
     document = json.loads(options.json.read_text()) if options.json.exists() else fresh
     write(options.work / "settings.json", {**fresh, "rows": []})
     run = Run(options)
-    for stage, measure in stages(run):
+    for stage, make in stages(run):
         known = [row["stage"] for row in document["rows"]]
         if stage in known or (options.stages and stage.rsplit(" ", 1)[0] not in options.stages):
             continue
-        row = filed(run) if measure is None else run.told(stage, *measure())
+        row = run.told(stage, *make())
         document["rows"].append(row)
         print(line(row), flush=True)
         write(options.json, document)

@@ -6,7 +6,6 @@ import argparse
 import json
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -25,11 +24,9 @@ from de_plugin.zoo import (
     Darknet,
     Detection,
     Photos,
-    as_bytes,
     darknet,
     decode,
     detections,
-    letterbox,
     mosaic,
     photo_files,
     read_photo,
@@ -116,13 +113,9 @@ class Run:
         """Return some photographs, the first ones as they are, all varied, and all four in one."""
         if not files:
             return []
-        with ThreadPoolExecutor() as pool:
-            photos = (
-                list(pool.map(read_photo, files)) if self.options.variations or self.options.mosaics else []
-            )
-            images = [
-                as_bytes(x) for x in pool.map(lambda path: letterbox(read_photo(path), size), files[:plain])
-            ]
+        images = list(read_photos(files[:plain], size).images) if plain else []
+        changed = self.options.variations or self.options.mosaics
+        photos = [read_photo(path) for path in files] if changed else []
         images += [varied(photo, size, draw) for _ in range(self.options.variations) for photo in photos]
         for _ in range(self.options.mosaics):
             order = torch.randperm(len(photos), generator=draw).tolist()
@@ -157,14 +150,13 @@ class Run:
                 result += detections(decoded, sizes, model.size, threshold=0.005)
         return result
 
-    def told(self, stage: str, model: Darknet, spent: Row, **more: Any) -> Row:
+    def told(self, stage: str, model: Darknet, spent: Row) -> Row:
         """Measure a network on the evaluation images.
 
         Args:
             stage: its name.
             model: the network.
-            spent: what it took to make it.
-            more: other entries of the row.
+            spent: what it took to make it, and other entries of the row.
         """
         weights = [p for p in model.parameters() if p.dim() > 1]
         total = sum(p.numel() for p in weights)
@@ -176,7 +168,6 @@ class Run:
             "ratio": None,
             **({} if self.options.weights is None else self._sees(model)),
             **spent,
-            **more,
         }
 
     def _sees(self, model: Darknet) -> Row:

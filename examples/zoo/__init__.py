@@ -25,7 +25,7 @@ from .drawing import drawn, side_by_side
 from .evaluation import accuracy
 from .minilm import MiniLM, minilm, token_ids
 from .models import MODELS, lenet5, lenet300, mlpnet, resnet, vit
-from .photos import FreshViews, Photos, as_bytes, mosaic, photo_files, read_photo, read_photos, varied
+from .photos import FreshViews, Photos, mosaic, photo_files, read_photo, read_photos, varied
 from .retention import Retention, retention
 from .sentences import Sentences, sentences
 from .teachers import teacher
@@ -46,7 +46,6 @@ __all__ = [
     "Sentences",
     "Tones",
     "accuracy",
-    "as_bytes",
     "crepe",
     "darknet",
     "decode",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,13 +79,14 @@ def read_photos(files: Sequence[str | os.PathLike[str]], size: tuple[int, int]) 
     """
     if not files:
         raise DataError("files is empty, expected at least one photograph")
-    names, sizes, images = [], [], []
-    for path in files:
+
+    def read(path: str | os.PathLike[str]) -> tuple[tuple[int, int], Tensor]:
         photo = read_photo(path)
-        names.append(Path(path).name)
-        sizes.append((photo.shape[1], photo.shape[2]))
-        images.append(as_bytes(letterbox(photo, size)))
-    return Photos(tuple(names), tuple(sizes), torch.stack(images))
+        return (photo.shape[1], photo.shape[2]), as_bytes(letterbox(photo, size))
+
+    with ThreadPoolExecutor() as pool:
+        sizes, images = zip(*pool.map(read, files), strict=True)
+    return Photos(tuple(Path(path).name for path in files), sizes, torch.stack(images))
 
 
 def varied(photo: Tensor, size: tuple[int, int], generator: torch.Generator) -> Tensor:

@@ -273,7 +273,9 @@ class Distillation:
             answers, wanted = batch.teacher, list[list[Tensor]]()
             if teacher is not None:
                 asked, wanted = teacher.ask(problem, batch.inputs)
-                answers = answers if self.augment is None else asked
+                if self.augment is not None:
+                    answers = asked
+                    teacher.note(problem, asked)
             with watched(problem.model, () if teacher is None else teacher.names) as features:
                 outputs = problem.forward(problem.model, batch.inputs)
             part = total.new_zeros(())

@@ -111,7 +111,7 @@ class Teacher:
         model: in eval mode.
         names: of the modules.
         weight: of their errors.
-        finite: whether all that it has answered is, a 0-dim bool tensor; None before it has.
+        finite: whether all answers that were noted are, a 0-dim bool tensor; None before there is one.
     """
 
     model: nn.Module
@@ -123,10 +123,13 @@ class Teacher:
         """Return the teacher's outputs for one batch, and what its modules gave."""
         with torch.no_grad(), watched(self.model, self.names) as features:
             outputs = problem.forward(self.model, inputs)
-            for x in leaves(outputs):
-                fine = torch.isfinite(x).all().to(problem.device)
-                self.finite = fine if self.finite is None else self.finite & fine
         return outputs, features
+
+    def note(self, problem: Problem, outputs: Any) -> None:
+        """Remember whether answers are finite, without waiting for them; `check_finite` tells."""
+        for x in leaves(outputs):
+            fine = torch.isfinite(x).all().to(problem.device)
+            self.finite = fine if self.finite is None else self.finite & fine
 
     def check_called(self, problem: Problem, batch: Batch) -> None:
         """Refuse a forward that asks another model where the teacher is meant.
@@ -134,11 +137,10 @@ class Teacher:
         Raises:
             ArgumentError: it does.
         """
-        calls: list[str] = []
+        calls: list[Any] = []
         with ExitStack() as stack:
-            for name, module in self.model.named_modules():
-                hook = module.register_forward_hook(lambda *_, name=name: calls.append(name))
-                stack.callback(hook.remove)
+            for module in self.model.modules():  # a forward may call parts of it alone
+                stack.callback(module.register_forward_hook(lambda *call: calls.append(call[0])).remove)
             self.ask(problem, batch.inputs)
         if not calls:
             raise ArgumentError(

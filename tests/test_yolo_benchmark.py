@@ -7,7 +7,8 @@ import mmap
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import pairwise
+from functools import partialmethod
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from de_plugin.prune.recover import resume
-from de_plugin.zoo import darknet
+from de_plugin.zoo import Impressions, darknet
 from tests.scripts import benchmark
 from tests.zoo.test_darknet import SMALL, contents, header, write
 
@@ -141,8 +142,14 @@ def test_training_on_fresh_views_at_the_networks_own_size(
 
     assert again("again") == [{**row, "seconds": 0, "peak_gib": 0} for row in rows]
     _ = again("same", "--no-fresh")
-    first, other = (load_file(tmp_path / name / "distilled.safetensors") for name in ("work", "same"))
-    assert any(bool((first[n] != other[n]).any()) for n in first)
+    _ = again("blended", "--blends", "0.5")
+    monkeypatch.setattr(Impressions, "__init__", partialmethod(Impressions.__init__, steps=2))
+    _ = again("more", "--impressions", "5", "--blends", "0.5")
+    assert load_file(tmp_path / "more" / "impressions-32x32.safetensors")["images"].shape == (5, 3, 32, 32)
+    names = ("work", "same", "blended", "more")
+    states = [load_file(tmp_path / name / "distilled.safetensors") for name in names]
+    for one, other in combinations(states, 2):
+        assert any(bool((one[n] != other[n]).any()) for n in one)
 
 
 def test_evolved_masks_are_trained_as_well(
@@ -169,6 +176,9 @@ def test_evolved_masks_are_trained_as_well(
 def test_what_is_asked_wrongly_is_refused(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SystemExit, match=r"1\.5, expected fractions"):
         run([*command, "--mask-sparsities", "0.5", "1.5"], monkeypatch)
+    for wrong in (["--blends", "0.5"], ["--fresh", "--blends", "1.5"], ["--impressions", "-1"]):
+        with pytest.raises(SystemExit, match="expected a share in"):
+            run([*command, *wrong], monkeypatch)
     for name in ("--size", "--train-size"):
         with pytest.raises(SystemExit, match=f"{name} 33: expected a multiple of 32"):
             run([*command, name, "33"], monkeypatch)

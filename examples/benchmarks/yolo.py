@@ -96,7 +96,7 @@ def distillation(run: Run, steps: int, share: float = 1.0) -> Distillation:
         options.batch,
         validate_every=100,
         hints=hints,
-        augment=FreshViews() if options.fresh else None,
+        augment=FreshViews(blends=options.blends) if options.fresh else None,
     )
 
 

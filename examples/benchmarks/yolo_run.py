@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from memory import KNOWN, forget_peak, peak
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn import functional as F
 from yolo_precision import average_precision
 
 from de_plugin import Detector, Head
@@ -23,6 +24,8 @@ from de_plugin.encode.files import whole
 from de_plugin.zoo import (
     Darknet,
     Detection,
+    FreshViews,
+    Impressions,
     Photos,
     darknet,
     decode,
@@ -34,6 +37,7 @@ from de_plugin.zoo import (
     retention,
     varied,
 )
+from de_plugin.zoo.photos import as_bytes
 
 BATCH = 8
 """Images of a pass that looks for objects."""
@@ -45,7 +49,7 @@ class Run:
     """What all stages share: the command line, the images, and the original's detections."""
 
     options: argparse.Namespace
-    made: dict[tuple[int, int], tuple[Tensor, Tensor]] = field(default_factory=dict)
+    made: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     @cached_property
     def original(self) -> Darknet:
@@ -81,17 +85,19 @@ class Run:
         side: int | None = self.options.train_size
         return self.original.size if side is None else (side, side)
 
-    def calibration(self, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    def calibration(self, size: tuple[int, int], training: bool) -> tuple[Tensor, Tensor]:
         """Images to choose and to train by, uint8 ``(images, 3, *size)``, and which are held back.
 
-        All that is made of a photograph is held back, or nothing of it.
+        All that is made of a photograph is held back, or nothing of it; impressions are for training, and
+        never held back.
         """
-        if size not in self.made:
+        key = (size, training and self.options.impressions > 0)
+        if key not in self.made:
             self.made.clear()  # a gigabyte each
-            self.made[size] = self._calibration(size)
-        return self.made[size]
+            self.made[key] = self._calibration(*key)
+        return self.made[key]
 
-    def _calibration(self, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    def _calibration(self, size: tuple[int, int], more: bool) -> tuple[Tensor, Tensor]:
         draw = torch.Generator().manual_seed(self.options.seed)
         files = [path for folder in self.options.images for path in photo_files(folder)]
         different = sorted({path.resolve() for path in files})
@@ -104,6 +110,10 @@ class Run:
             plain = sum(n < self.options.plain for n in mine)
             made = self._made([files[n] for n in mine], plain, size, draw)
             images, held = images + made, held + [part] * len(made)
+        if more:
+            shown = torch.stack([x for x, part in zip(images, held, strict=True) if not part])
+            made = list(self._impressions(shown))
+            images, held = images + made, held + [False] * len(made)
         order = torch.randperm(len(images), generator=draw).tolist()
         return torch.stack([images[n] for n in order]), torch.tensor([held[n] for n in order])
 
@@ -123,9 +133,34 @@ class Run:
             images += [mosaic([photos[n] for n in group], size, draw) for group in groups]
         return images
 
+    def _impressions(self, images: Tensor) -> Tensor:
+        """Return what the original makes of mosaics, and as often of noise; once, kept in `--work`."""
+        height, width = images.shape[-2:]
+        path = self.options.work / f"impressions-{height}x{width}.safetensors"
+        if not path.exists():
+            draw = torch.Generator().manual_seed(self.options.seed)
+            count = self.options.impressions
+            chosen = images[torch.randint(len(images), (count // 2,), generator=draw)]
+            noise = 0.5 * torch.randn(count - count // 2, 3, height // 8, width // 8, generator=draw)
+            starts = [
+                FreshViews(plain=0.0, mosaics=1.0)(chosen, draw),
+                as_bytes(F.interpolate(noise, (height, width), mode="bilinear").sigmoid()),
+            ]
+            started = time.monotonic()
+            made = Impressions()(self.original, torch.cat(starts), draw)
+            print(f"{count} impressions in {time.monotonic() - started:.0f} s", flush=True)
+            with whole(path) as draft:
+                save_file({"images": made}, draft)
+        return load_file(path)["images"]
+
     def shared(self, samples: int | None, size: tuple[int, int] | None = None) -> dict[str, Any]:
-        """What `prune` and `quantize` are told alike, images of a size, the network's own, among it."""
-        images, held = self.calibration(size or self.original.size)
+        """What `prune` and `quantize` are told alike, images of a size, the network's own, among it.
+
+        Args:
+            samples: images to choose by; None: all, and the impressions, for training.
+            size: of the images.
+        """
+        images, held = self.calibration(size or self.original.size, training=samples is None)
         return {
             "batches": images,
             "divergence": self.divergence,

@@ -42,6 +42,11 @@ def check_apart(options: argparse.Namespace) -> None:
         raise SystemExit(f"--sparsity, --mask-sparsities: {wrong[0]}, expected fractions in (0, 1)")
     if not 0 <= options.holdout < 1:
         raise SystemExit(f"--holdout {options.holdout}: expected a share in [0, 1)")
+    if not 0 <= options.blends <= options.fresh or options.impressions < 0:
+        raise SystemExit(
+            f"--blends {options.blends}, --impressions {options.impressions}: expected a share in [0, 1], "
+            "above 0 only with --fresh, and 0 or more"
+        )
     for name, side in (("--size", options.size), ("--train-size", options.train_size)):
         if side is not None and (side < 32 or side % 32):
             raise SystemExit(f"{name} {side}: expected a multiple of 32")
@@ -143,6 +148,15 @@ def parsed(text: str | None) -> argparse.Namespace:
         action=argparse.BooleanOptionalAction,
         default=False,
         help="train on views of the images that are made anew at each step",
+    )
+    parser.add_argument(
+        "--blends", type=float, default=0.0, help="share of the views of --fresh that two are blended into"
+    )
+    parser.add_argument(
+        "--impressions",
+        type=int,
+        default=0,
+        help="images more that the original makes of views and noise, of objects of all classes; wants a GPU",
     )
     parser.add_argument("--level-samples", type=int, default=512)
     parser.add_argument("--lr", type=float, default=1e-3)

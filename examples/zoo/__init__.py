@@ -3,7 +3,8 @@
 It is imported as ``de_plugin.zoo``. ``teacher("lenet5", "mnist")`` gives a trained network,
 ``mnist()`` and ``fashion_mnist()`` give the data, ``MODELS`` and ``DATA`` say what there is.
 ``darknet(cfg, weights)`` reads a detector; ``letterbox``, ``decode`` and ``detections`` go with it;
-``read_photos`` reads what it looks at, and ``retention`` compares what two detectors find.
+``read_photos`` reads what it looks at, ``Impressions`` makes more of that, and ``retention`` compares what
+two detectors find.
 ``crepe()`` is a trained pitch tracker, and ``tones`` makes what it listens to.
 ``minilm()`` is a trained encoder of sentences; ``sentences()`` are some, and ``token_ids``
 turns them into its inputs.
@@ -23,6 +24,7 @@ from .data import DATA, Dataset, fashion_mnist, mnist
 from .detect import Detection, decode, detections, letterbox, nms
 from .drawing import drawn, side_by_side
 from .evaluation import accuracy
+from .impressions import Impressions
 from .minilm import MiniLM, minilm, token_ids
 from .models import MODELS, lenet5, lenet300, mlpnet, resnet, vit
 from .photos import FreshViews, Photos, mosaic, photo_files, read_photo, read_photos, varied
@@ -40,6 +42,7 @@ __all__ = [
     "Detection",
     "FreshViews",
     "Head",
+    "Impressions",
     "MiniLM",
     "Photos",
     "Retention",

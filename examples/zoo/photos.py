@@ -144,18 +144,22 @@ class FreshViews:
 
     Each image is turned over or not, and no more; or four views make up one image; or it is one view: from
     two thirds as near to twice as near, wider or higher by a quarter, lighter or darker, of other colours.
+    Some are then blended with another one (mixup, arXiv:1710.09412; a teacher tells what is seen in both).
     All images are worked on at once, on their own device.
 
     Args:
         plain: share of the images that are only turned over or not, in [0, 1].
         mosaics: share of those made up of four; the rest are views.
+        blends: share, of all of these, that are blended, in [0, 1]; the other image has at most half the
+            weight.
 
     Raises:
-        ArgumentError: the shares are below 0, or more than 1 in sum.
+        ArgumentError: a share is below 0 or above 1, or the first two are more than 1 in sum.
     """
 
     plain: float = 0.25
     mosaics: float = 0.35
+    blends: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse shares that cannot be."""
@@ -163,6 +167,8 @@ class FreshViews:
             raise ArgumentError(
                 f"plain={self.plain}, mosaics={self.mosaics}: expected shares >= 0, of 1 at most in sum"
             )
+        if not 0 <= self.blends <= 1:
+            raise ArgumentError(f"blends={self.blends}: expected a share in [0, 1]")
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Return as many images.
@@ -192,7 +198,14 @@ class FreshViews:
         rows = [torch.cat([quarters[places[n]], quarters[places[n + 1]]], 3) for n in (0, 2)]
         kinds = draws[8][:, None, None, None]
         made = torch.where(kinds < self.plain + self.mosaics, torch.cat(rows, 2), views)
-        return torch.where(kinds < self.plain, turned, as_bytes(made))
+        result = torch.where(kinds < self.plain, turned, as_bytes(made))
+        return self._blended(result, generator) if self.blends else result
+
+    def _blended(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        draws = torch.rand(2, len(images), generator=generator)
+        weights = torch.where(draws[0] < self.blends, 1 - draws[1] / 2, 1.0)[:, None, None, None]
+        others = images[torch.randperm(len(images), generator=generator).to(images.device)]
+        return torch.lerp(others.float(), images.float(), weights.to(images.device)).round().to(torch.uint8)
 
     def _views(self, images: Tensor, draws: Tensor) -> Tensor:
         """Return a view of each image, grey where it shows what lies outside."""

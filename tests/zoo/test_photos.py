@@ -146,6 +146,20 @@ def test_fresh_mosaics_hold_several() -> None:
     assert float((spread(0.0) > 20).float().mean()) < 0.6
 
 
+def test_blended_ones_show_two_one_of_them_more() -> None:
+    levels = torch.arange(0, 256, 4, dtype=torch.uint8).reshape(-1, 1, 1, 1).expand(-1, 3, 8, 8).contiguous()
+    whole = FreshViews(plain=1.0, mosaics=0.0)(levels, drawn(7))
+    found = FreshViews(plain=1.0, mosaics=0.0, blends=0.5)(levels, drawn(7))
+    mixed = (found != whole).flatten(1).any(1)
+    assert 16 < int(mixed.sum()) < 48
+    assert bool((found.amax((1, 2, 3)) == found.amin((1, 2, 3))).all())
+    moved = (found.float() - whole.float()).abs().mean((1, 2, 3))
+    assert float(moved.max()) <= 128
+    assert torch.equal(found, FreshViews(plain=1.0, mosaics=0.0, blends=0.5)(levels, drawn(7)))
+    same = levels[:1].expand(64, -1, -1, -1).contiguous()
+    assert torch.equal(FreshViews(plain=1.0, mosaics=0.0, blends=1.0)(same, drawn(8)), same)
+
+
 @pytest.mark.parametrize(
     ("images", "shares"),
     [
@@ -156,8 +170,10 @@ def test_fresh_mosaics_hold_several() -> None:
         (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), (0.7, 0.5)),
         (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), (-0.1, 0.5)),
         (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), (float("nan"), 0.5)),
+        (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), (0.2, 0.2, 1.5)),
+        (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), (0.2, 0.2, float("nan"))),
     ],
 )
-def test_fresh_views_of_what_is_no_images_are_refused(images: Tensor, shares: tuple[float, float]) -> None:
-    with pytest.raises(ArgumentError, match=r"expected uint8 \(images, 3|expected shares"):
+def test_fresh_views_of_what_is_no_images_are_refused(images: Tensor, shares: tuple[float, ...]) -> None:
+    with pytest.raises(ArgumentError, match=r"expected uint8 \(images, 3|expected (a )?shares?"):
         FreshViews(*shares)(images, drawn(0))

@@ -173,6 +173,22 @@ def test_evolved_masks_are_trained_as_well(
     assert any(bool((states[0][n] != states[1][n]).any()) for n in weights)
 
 
+def test_cycles_go_on_from_a_network_of_another_run(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = [*command, "--stages", "distilled"]
+    run(short, monkeypatch)
+    first = tmp_path / "work" / "distilled.safetensors"
+    on = [*short, "--work", str(tmp_path / "on"), "--json", str(tmp_path / "on.json"), "--sparsity", "0.75"]
+    on += ["--start", "0.6", "--begin", str(first)]
+    assert run(on, monkeypatch)[0]["sparsity"] == pytest.approx(0.75, abs=0.01)
+    before, after = (load_file(path) for path in (first, tmp_path / "on" / "distilled.safetensors"))
+    weights = [n for n, x in before.items() if x.dim() > 1]
+    assert all(bool((after[n] == 0)[before[n] == 0].all()) for n in weights)
+    with pytest.raises(SystemExit, match=r"--begin .*missing\.safetensors"):
+        run([*on[:-1], str(tmp_path / "missing.safetensors")], monkeypatch)
+
+
 def test_what_is_asked_wrongly_is_refused(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SystemExit, match=r"1\.5, expected fractions"):
         run([*command, "--mask-sparsities", "0.5", "1.5"], monkeypatch)

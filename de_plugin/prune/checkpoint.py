@@ -37,15 +37,15 @@ _CALLED = "called"
 
 def identity(problem: Problem, plan: Plan) -> dict[str, str]:
     """Return all that decides a search's result, as texts that can be compared."""
-    parts = (*problem.model.named_parameters(), *problem.model.named_buffers())
-    model = {name: _digest(x) for name, x in parts}
     units = problem.units
+    own = problem.teacher is not problem.model
     return {
         "format": str(_FORMAT),
         "de_plugin": version.__version__,
         "torch": torch.__version__,
         "threads": str(torch.get_num_threads()),
-        "model": _short(model),
+        "model": _state(problem.model),
+        **({"teacher": _state(problem.teacher)} if own else {}),
         "units": f"{units.granularity.name}: " + _short({x.name: x.count for x in units.layers}),
         "target": f"{plan.total} of {units.count}"
         + ("" if plan.quota is None else f" {plan.quota.tolist()}"),
@@ -61,6 +61,11 @@ def identity(problem: Problem, plan: Plan) -> dict[str, str]:
         "batch_size": str(problem.pool.batch_size),
         "seed": str(problem.seed),
     }
+
+
+def _state(model: nn.Module) -> str:
+    parts = (*model.named_parameters(), *model.named_buffers())
+    return _short({name: _digest(x) for name, x in parts})
 
 
 def described(value: Any) -> str:

@@ -62,6 +62,7 @@ def prune(
     granularity: str | Granularity = "weight",
     include: Sequence[Pattern] = (),
     exclude: Sequence[Pattern] = (),
+    teacher: nn.Module | None = None,
     divergence: str | Divergence | Callable[[Any, Any], Any] = "kl",
     forward: Forward | None = None,
     samples: int | None = None,
@@ -93,6 +94,9 @@ def prune(
         granularity: "weight", "2:4", "4x4", "kernel", "channel", or a `Granularity`.
         include: name patterns and module types to prune; default all prunable weights.
         exclude: name patterns and module types to leave alone.
+        teacher: what the divergence is measured from and distillation learns from, in eval mode, such as the
+            original of a network that was pruned before; None: the model as it is. What recoveries match
+            layer by layer is what the model's own layers gave.
         divergence: "kl", "js", "mse", "cosine", or a callable on (student outputs, teacher outputs) that
             is 0 for equals. A score for which more is better, such as accuracy, goes in as ``Score(fn)``.
         forward: ``fn(model, inputs) -> outputs`` for models that need more than a call.
@@ -127,6 +131,7 @@ def prune(
             holdout=holdout,
             memory=memory,
             seed=seed,
+            teacher=teacher,
         )
         plan = Plan.of(
             problem,

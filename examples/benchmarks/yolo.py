@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 from rows import versions, write
+from safetensors.torch import load_file
 from torch import nn
 from yolo_run import Row, Run, named
 from yolo_settings import SETTLED, check_apart, parsed, settings
@@ -104,10 +105,13 @@ def distilled(run: Run) -> tuple[Darknet, Row]:
     """Prune in many cycles, with a short distillation after each and a long one at the end."""
     options = run.options
     between, last = (distillation(run, steps) for steps in (options.steps_between, options.steps))
-    made: tuple[Darknet, Row] = run.kept(
-        "distilled",
-        lambda net: de_plugin.prune(
+
+    def make(net: Darknet) -> None:
+        if options.begin is not None:
+            net.load_state_dict(load_file(options.begin))
+        de_plugin.prune(
             net,
+            teacher=run.original,
             sparsity=options.sparsity,
             criterion=search(options) if options.evolve else "magnitude",
             schedule=Schedule(options.cycles, start=options.start),
@@ -118,8 +122,9 @@ def distilled(run: Run) -> tuple[Darknet, Row]:
                 f"{p.sparsity:.1%} divergence {p.divergence:.3f} {p.seconds:.0f} s", flush=True
             ),
             **run.shared(None, run.small),
-        ),
-    )
+        )
+
+    made: tuple[Darknet, Row] = run.kept("distilled", make)
     return made
 
 

@@ -147,7 +147,7 @@ class Run:
                 as_bytes(F.interpolate(noise, (height, width), mode="bilinear").sigmoid()),
             ]
             started = time.monotonic()
-            made = Impressions()(self.original, torch.cat(starts), draw)
+            made = Impressions(steps=self.options.impression_steps)(self.original, torch.cat(starts), draw)
             print(f"{count} impressions in {time.monotonic() - started:.0f} s", flush=True)
             with whole(path) as draft:
                 save_file({"images": made}, draft)

@@ -34,6 +34,8 @@ def check_apart(options: argparse.Namespace) -> None:
         )
     if options.weights is None and (options.pictures or options.labels):
         raise SystemExit("--pictures, --labels: need --weights; drawn ones see nothing")
+    if options.begin is not None and not options.begin.is_file():
+        raise SystemExit(f"--begin {options.begin}: is no file; give a network that a run kept in its --work")
     left_out = [x for x in options.stages or () if "settled" in x and not options.steps_settled]
     if left_out:
         raise SystemExit(f"--stages {left_out[0]}: --steps-settled 0 leaves that stage out")
@@ -42,10 +44,11 @@ def check_apart(options: argparse.Namespace) -> None:
         raise SystemExit(f"--sparsity, --mask-sparsities: {wrong[0]}, expected fractions in (0, 1)")
     if not 0 <= options.holdout < 1:
         raise SystemExit(f"--holdout {options.holdout}: expected a share in [0, 1)")
-    if not 0 <= options.blends <= options.fresh or options.impressions < 0:
+    if not 0 <= options.blends <= options.fresh or options.impressions < 0 or options.impression_steps < 1:
         raise SystemExit(
-            f"--blends {options.blends}, --impressions {options.impressions}: expected a share in [0, 1], "
-            "above 0 only with --fresh, and 0 or more"
+            f"--blends {options.blends}, --impressions {options.impressions}, --impression-steps "
+            f"{options.impression_steps}: expected a share in [0, 1], above 0 only with --fresh, 0 or more, "
+            "and 1 or more"
         )
     for name, side in (("--size", options.size), ("--train-size", options.train_size)):
         if side is not None and (side < 32 or side % 32):
@@ -157,6 +160,10 @@ def parsed(text: str | None) -> argparse.Namespace:
         type=int,
         default=0,
         help="images more that the original makes of views and noise, of objects of all classes; wants a GPU",
+    )
+    parser.add_argument("--impression-steps", type=int, default=250, help="of gradient, of each image")
+    parser.add_argument(
+        "--begin", type=Path, help="where the cycles begin: a network of another --work; else at the original"
     )
     parser.add_argument("--level-samples", type=int, default=512)
     parser.add_argument("--lr", type=float, default=1e-3)

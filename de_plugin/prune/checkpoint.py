@@ -37,6 +37,19 @@ _CALLED = "called"
 
 def identity(problem: Problem, plan: Plan) -> dict[str, str]:
     """Return all that decides a search's result, as texts that can be compared."""
+    return {
+        **asked(problem),
+        "target": f"{plan.total} of {problem.units.count}"
+        + ("" if plan.quota is None else f" {plan.quota.tolist()}"),
+        "schedule": described(plan.schedule),
+        "criterion": described(plan.criterion),
+        "recovery": described(plan.recovery),
+        "finish": described(plan.finish),
+    }
+
+
+def asked(problem: Problem) -> dict[str, str]:
+    """Return all of a problem that decides what a search finds, and what it runs on."""
     units = problem.units
     own = problem.teacher is not problem.model
     return {
@@ -47,12 +60,6 @@ def identity(problem: Problem, plan: Plan) -> dict[str, str]:
         "model": _state(problem.model),
         **({"teacher": _state(problem.teacher)} if own else {}),
         "units": f"{units.granularity.name}: " + _short({x.name: x.count for x in units.layers}),
-        "target": f"{plan.total} of {units.count}"
-        + ("" if plan.quota is None else f" {plan.quota.tolist()}"),
-        "schedule": described(plan.schedule),
-        "criterion": described(plan.criterion),
-        "recovery": described(plan.recovery),
-        "finish": described(plan.finish),
         "divergence": described(problem.divergence),
         "forward": _called(problem.forward),
         "data": f"{problem.pool.samples} samples {problem.pool.digest:08x}",
@@ -229,7 +236,7 @@ class Checkpoint:
             with safe_open(self.path, "pt") as file:
                 metadata = file.metadata() or {}
             known, state = json.loads(metadata["identity"]), json.loads(metadata["state"])
-            self._compare(known)
+            compare(self.path, known, self._identity)
             return load_file(self.path), state
         except (SafetensorError, OSError, KeyError, ValueError) as error:
             if isinstance(error, CheckpointError):
@@ -238,11 +245,22 @@ class Checkpoint:
                 f"checkpoint: {self.path} is damaged ({error}); delete it to begin anew"
             ) from error
 
-    def _compare(self, known: Mapping[str, str]) -> None:
-        names = [n for n in {**self._identity, **known} if known.get(n) != self._identity.get(n)]
-        if names:
-            parts = [f"{n} was {known.get(n)}, is {self._identity.get(n)}" for n in names]
-            raise CheckpointError(
-                f"checkpoint: {self.path} belongs to another search: {'; '.join(parts)}. Repeat that search "
-                "with the same arguments, or give another folder"
-            )
+
+def compare(path: Path, known: Mapping[str, str], mine: Mapping[str, str]) -> None:
+    """Refuse what another search has written.
+
+    Args:
+        path: of the file.
+        known: identity of the search that wrote it.
+        mine: identity of this one.
+
+    Raises:
+        CheckpointError: they differ; the message tells in what.
+    """
+    names = [n for n in {**mine, **known} if known.get(n) != mine.get(n)]
+    if names:
+        parts = [f"{n} was {known.get(n)}, is {mine.get(n)}" for n in names]
+        raise CheckpointError(
+            f"checkpoint: {path} belongs to another search: {'; '.join(parts)}. Repeat that search with the "
+            "same arguments, or give another folder"
+        )

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,6 +18,7 @@ from de_plugin.assess.problem import Problem
 from de_plugin.assess.teacher import Forward
 from de_plugin.assess.units import Pattern
 from de_plugin.errors import ArgumentError
+from de_plugin.prune.checkpoint import Checkpoint, asked, described
 from de_plugin.prune.masks import bake
 from de_plugin.prune.target import Budget
 from de_plugin.quantize.allocation import Allocation
@@ -23,6 +26,7 @@ from de_plugin.quantize.between import level_recoveries
 from de_plugin.quantize.codebook import Codebook, codebook
 from de_plugin.quantize.evolve import RateSearch
 from de_plugin.quantize.goal import Goal, Metric
+from de_plugin.quantize.journal import Journal
 from de_plugin.quantize.levels import LevelSearch
 from de_plugin.quantize.report import LayerBits, Point, QuantizationReport
 from de_plugin.quantize.retrain import StraightThrough
@@ -62,6 +66,7 @@ def quantize(
     holdout: float | Tensor = 0.1,
     memory: int = 4 << 30,
     seed: int = 0,
+    checkpoint: str | Path | None = None,
 ) -> QuantizationReport:
     """Give the survivors of a network a few levels, as many as a goal allows.
 
@@ -101,6 +106,8 @@ def quantize(
         holdout: fraction of the samples held back from the search, or which ones, bool ``(samples,)``.
         memory: bytes for the inputs, and again for the teacher's outputs.
         seed: of every draw; the same seed gives the same levels.
+        checkpoint: a folder in which all that was measured and counted is kept, and a training now and then;
+            the same call is soon where it was, and goes on from there.
 
     Returns:
         What was done, with all levels.
@@ -141,16 +148,53 @@ def quantize(
                 teacher=teacher,
             )
         whole = None if metric is None else _checked(metric, network if teacher is None else teacher)
-        bake(network, problem.units.masks(problem.kept.to(problem.device)))
-        student = Student(problem, weighting, biases)
-        tell = partial(_tell, progress)
-        search_ = Allocation(
-            student, goal, books, steps, search or RateSearch(), levels, how, limit, started, whole, tell
-        )
-        start = student.divergence({}, problem.held_back)
-        found = search_.run()
+        rule = search or RateSearch()
+        told = {
+            "goal": goal,
+            "codebooks": books,
+            "weighting": weighting,
+            "biases": biases,
+            "rounding": how,
+            "recovery": steps,
+            "search": rule,
+            "levels": levels,
+        }
+        with _remembered(problem, checkpoint, told) as journal:
+            bake(network, problem.units.masks(problem.kept.to(problem.device)))
+            student = Student(problem, weighting, biases, journal)
+            tell = partial(_tell, progress)
+            choice = Allocation(student, goal, books, steps, rule, levels, how, limit, started, whole, tell)
+            start = student.divergence({}, problem.held_back)
+            found = choice.run()
         student.write(found.quantization, found.rest)
-        return _report(search_, found, start)
+        return _report(choice, found, start)
+
+
+@contextmanager
+def _remembered(
+    problem: Problem, folder: str | Path | None, told: Mapping[str, Any]
+) -> Iterator[Journal | None]:
+    """Yield the journal of a search in a folder; a training has a file of its own until the search is done.
+
+    Args:
+        problem: what is asked.
+        folder: None: nothing is kept.
+        told: what else decides the result.
+    """
+    if folder is None:
+        yield None
+        return
+    texts = {name: described(value) for name, value in told.items()}
+    identity = {**asked(problem), "kept": described(problem.kept), **texts}
+    store = Checkpoint(folder, identity, "levels")
+    before, problem.halfway = problem.halfway, store.part
+    try:
+        yield Journal(store.path.with_suffix(".jsonl"), identity, problem.ranks)
+        if problem.ranks.rank == 0:
+            store.forget_parts()
+        problem.ranks.wait()
+    finally:
+        problem.halfway = before
 
 
 def check_rounding(rounding: Rounding, recovery: Any) -> Compensated | None:

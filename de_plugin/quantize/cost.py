@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -98,12 +98,17 @@ class Scale:
     ratios: Mapping[str, float]
 
     @classmethod
-    def of(cls, fixed: float, quantization: Mapping[str, Quantized]) -> Scale:
+    def of(
+        cls,
+        fixed: float,
+        quantization: Mapping[str, Quantized],
+        count: Callable[[Quantized], int] = counted,
+    ) -> Scale:
         """Count once, and take the estimates of others in proportion."""
         ratios = {}
         for name, quantized in quantization.items():
             guess = Estimate.of(quantized)
-            real = counted(quantized) - guess.values - guess.table
+            real = count(quantized) - guess.values - guess.table
             ratios[name] = max(real, 0.0) / guess.places if guess.places > 1 else 1.0
         return cls(fixed, ratios)
 

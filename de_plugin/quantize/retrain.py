@@ -230,18 +230,23 @@ def _train(student: Student, rule: Distillation, trial: Trial, latents: dict[str
         ]
         return [*mine, *found[len(mine) :]]
 
-    def keep() -> tuple[dict[str, Quantized], dict[str, Tensor], list[Tensor]]:
-        return dict(now), student.rest(now), [latent.value.clone() for latent in latents.values()]
-
     values = [*(latent.value for latent in latents.values()), *(p.data for p in free)]
-    best, rest, kept = rule.descend(
+    start = [x.clone() for x in values]
+    state = problem.state_of("levels")
+    state["trainings"] = state.get("trainings", 0) + 1
+    best = rule.descend(
         problem,
         [*(x for _, x, _ in quantized), *free],
         [nn.Parameter(x) for x in values],
         pull=pull,
         put=put,
-        keep=keep,
+        keep=lambda: [x.clone() for x in values],
+        place=None if problem.halfway is None else problem.halfway(f"levels-{state['trainings']}"),
     )
-    for latent, value in zip(latents.values(), kept, strict=True):
-        latent.value.copy_(value)
-    return replace(trial, quantization=best, rest=rest, divergence=math.nan, value=math.nan)
+    for value, found in zip(values, best, strict=True):
+        value.copy_(found)
+    if not all(map(torch.equal, start, best)):  # else the trial's own levels were the best
+        put()
+    else:
+        now = dict(trial.quantization)
+    return replace(trial, quantization=now, rest=student.rest(now), divergence=math.nan, value=math.nan)

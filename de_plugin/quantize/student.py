@@ -17,6 +17,7 @@ from de_plugin.encode import dumps
 from de_plugin.encode.quantized import Quantized
 from de_plugin.errors import ArgumentError
 from de_plugin.quantize.cost import Scale, counted, stream
+from de_plugin.quantize.journal import Journal
 from de_plugin.quantize.survivors import Survivors
 from de_plugin.quantize.uniform import Uniform
 from de_plugin.quantize.weighting import Weighting, importance
@@ -64,12 +65,19 @@ class Student:
         problem: what is asked; ``problem.kept`` and the zeros of the weights say what survives.
         weighting: of the errors.
         biases: bits of each bias vector's uniform levels, 2 to 8, or "exact".
+        journal: remembers what was measured and counted; None: nothing does.
 
     Raises:
         ArgumentError: `biases` is neither.
     """
 
-    def __init__(self, problem: Problem, weighting: Weighting = "fisher", biases: Biases = 8) -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        weighting: Weighting = "fisher",
+        biases: Biases = 8,
+        journal: Journal | None = None,
+    ) -> None:
         if biases != "exact":
             try:
                 Uniform(bits=biases)
@@ -78,6 +86,7 @@ class Student:
         self.problem = problem
         self.biases = biases
         self.weighting: Weighting = weighting
+        self.journal = journal
         self.parts: tuple[Part, ...] = ()
         self._beside: int | None = None
         self.vectors = {} if biases == "exact" else _biases(problem)
@@ -170,11 +179,17 @@ class Student:
         problem = self.problem
         problem.evaluations += 1
         problem.sample_evaluations += len(index)
-        batches = problem.batches(index)
-        mending = problem.repaired(batches) if repair else nullcontext()
-        with torch.no_grad(), self.holding(quantization, rest), mending:
-            value = float(problem.measure(batches))
-        return value if math.isfinite(value) else math.inf
+
+        def measure() -> float:
+            batches = problem.batches(index)
+            mending = problem.repaired(batches) if repair else nullcontext()
+            with torch.no_grad(), self.holding(quantization, rest), mending:
+                value = float(problem.measure(batches))
+            return value if math.isfinite(value) else math.inf
+
+        if self.journal is None:
+            return measure()
+        return self.journal.measured([quantization, rest, index, repair], measure)
 
     # -- counting --------------------------------------------------------------------------------
 
@@ -200,19 +215,30 @@ class Student:
 
     def bytes(self, quantization: Quantization, rest: Mapping[str, Tensor] = _NOTHING) -> int:
         """Return the size of the whole file; no symbols are coded again that were coded before."""
-        state, dtypes = self.state(quantization, rest), self.dtypes(quantization)
-        return len(dumps(state, dtypes=dtypes, stream=stream))
+
+        def count() -> int:
+            state, dtypes = self.state(quantization, rest), self.dtypes(quantization)
+            return len(dumps(state, dtypes=dtypes, stream=stream))
+
+        return count() if self.journal is None else self.journal.pure(["file", quantization, rest], count)
 
     def size(self, quantization: Quantization, rest: Mapping[str, Tensor] = _NOTHING) -> int:
         """Return the size of the whole file up to a few bytes, without coding again what was coded before."""
-        known = sum(map(counted, quantization.values()))
+        known = sum(map(self._counted, quantization.values()))
         if self._beside is None:
             self._beside = self.bytes(quantization, rest) - known
         return self._beside + known
 
     def scale(self, quantization: Quantization) -> Scale:
         """Return what tells the file's bytes of other levels, after those of these were counted."""
-        return Scale.of(self.size(quantization) - sum(map(counted, quantization.values())), quantization)
+        beside = self.size(quantization) - sum(map(self._counted, quantization.values()))
+        return Scale.of(beside, quantization, self._counted)
+
+    def _counted(self, quantized: Quantized) -> int:
+        """Return the bytes that a tensor's symbols and their table take in a file."""
+        if self.journal is None:
+            return counted(quantized)
+        return self.journal.pure(["tensor", quantized], lambda: counted(quantized))
 
     def exact(self, part: Part, quantized: Quantized) -> Quantized:
         """Round the levels to the parameter's type, in which they are kept."""

@@ -174,6 +174,7 @@ def filed(run: Run) -> tuple[Darknet, Row]:
             biases="exact",
             search=RateSearch(generations=1, population=4),
             recovery=LevelTraining(distillation(run, run.options.steps_levels, 0.25)),
+            checkpoint=run.options.work / "levelling",
             **run.shared(run.options.level_samples),
         )
         data, _ = packed(report.state, dtypes=report.dtypes)

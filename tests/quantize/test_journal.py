@@ -1,0 +1,211 @@
+"""Searches for levels that were cut off: they go on bit for bit, and measure and code nothing again."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from de_plugin import Problem
+from de_plugin.errors import CheckpointError
+from de_plugin.prune.recover import Distillation, resume
+from de_plugin.quantize import LevelTraining, QuantizationReport, Quantized, StraightThrough
+from de_plugin.quantize.journal import digest
+from tests.quantize.small import pruned, quick, same, state
+
+TRAINING = Distillation(steps=30, lr=1e-3, batch_size=64, validate_every=5)
+
+
+class Work:
+    """Counts what takes long, and stops it after a while.
+
+    Attributes:
+        measured: networks.
+        coded: tensors.
+        validated: looks of a training at the held-back data.
+    """
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.measured = self.coded = self.validated = 0
+        self.last: int | None = None
+        self._patch = patch
+        measure, validate = Problem.measure, Distillation.validate
+        save = sys.modules["de_plugin.encode.save"]
+        code = save.encode_symbols
+
+        def measuring(problem: Problem, batches: Any) -> Tensor:
+            self.measured += 1
+            return measure(problem, batches)
+
+        def coding(symbols: Tensor) -> bytes:
+            self.coded += 1
+            return bytes(code(symbols))
+
+        def validating(rule: Distillation, problem: Problem, batches: Any) -> float:
+            self.validated += 1
+            if self.validated == self.last:
+                raise KeyboardInterrupt
+            return validate(rule, problem, batches)
+
+        patch.setattr(Problem, "measure", measuring)
+        patch.setattr(save, "encode_symbols", coding)
+        patch.setattr(Distillation, "validate", validating)
+
+
+def whole(report: QuantizationReport) -> list[Any]:
+    """Return what two reports of the same search have in common."""
+    levels = {n: (q.symbols.tolist(), q.levels.tolist()) for n, q in report.quantization.items()}
+    points = [(p.name, p.bytes, p.divergence) for p in report.curve]
+    return [levels, report.bytes, report.divergence, report.start, report.winner, report.evaluations, points]
+
+
+@pytest.mark.parametrize("stop", [1, 5, 12])
+@pytest.mark.parametrize("goal", [{"bits": 3}, {"max_divergence": 0.05}], ids=["bits", "divergence"])
+def test_a_search_goes_on_where_it_was_cut_off(
+    stop: int, goal: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, expected = pruned(), pruned()
+    work = Work(monkeypatch)
+    report = quick(expected, **goal)
+    alone, coded = work.measured, work.coded
+    told: list[str] = []
+
+    def tell(point: Any) -> None:
+        told.append(point.name)
+        if len(told) == stop:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        quick(model, checkpoint=tmp_path, progress=tell, **goal)
+    assert same(state(model), state(pruned()))
+    before = work.measured - alone
+    work.measured = work.coded = 0
+    assert whole(quick(model, checkpoint=tmp_path, **goal)) == whole(report)
+    assert same(state(model), state(expected))
+    after, coded_after = work.measured, work.coded
+    work.measured = work.coded = 0
+    assert whole(quick(pruned(), checkpoint=tmp_path, **goal)) == whole(report)
+    assert work.coded == len(report.quantization)  # what the report tells of each
+    first = work.measured  # to set up the problem, before there is a search
+    assert before + after == alone + first
+    assert first < 10
+    assert stop == 1 or coded_after < coded
+
+
+@pytest.mark.parametrize("rule", [LevelTraining, StraightThrough])
+def test_a_training_goes_on_where_it_was_cut_off(
+    rule: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resume, "SECONDS", 0.0)
+    work = Work(monkeypatch)
+    expected, model = pruned(), pruned()
+    options: dict[str, Any] = {"bits": 3, "recovery": rule(TRAINING)}
+    report = quick(expected, **options)
+    looks, work.validated, work.last = work.validated, 0, 4
+    with pytest.raises(KeyboardInterrupt):
+        quick(model, checkpoint=tmp_path, **options)
+    assert same(state(model), state(pruned()))
+    assert list(tmp_path.glob("part-levels-*"))
+    work.validated, work.last = 0, None
+    again = quick(model, checkpoint=tmp_path, **options)
+    assert whole(again) == whole(report)
+    assert same(state(model), state(expected))
+    assert work.validated == looks - 2  # the first look is made again
+    assert not list(tmp_path.glob("part-*"))
+
+
+def test_what_is_kept_changes_nothing(tmp_path: Path) -> None:
+    first, second = pruned(), pruned()
+    options: dict[str, Any] = {"bits": 3, "rounding": "compensated", "recovery": "bias"}
+    assert whole(quick(first, **options)) == whole(quick(second, checkpoint=tmp_path, **options))
+    assert same(state(first), state(second))
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"bits": 4}, "goal was .*bits=3.*bits=4"),
+        ({"seed": 1}, "seed was 0, is 1"),
+        ({"biases": "exact"}, "biases was 8, is 'exact'"),
+        ({"rounding": "compensated"}, "rounding was None, is Compensated"),
+        ({"recovery": "bias"}, "recovery was .*BiasCorrection"),
+        ({"weighting": "none"}, "weighting was 'fisher', is 'none'"),
+        ({"codebooks": ()}, "codebooks was"),
+        ({"teacher": None}, "teacher was"),
+    ],
+)
+def test_another_search_is_refused(change: dict[str, Any], what: str, tmp_path: Path) -> None:
+    quick(pruned(), bits=3, checkpoint=tmp_path)
+    model = pruned()
+    with pytest.raises(CheckpointError, match=what):
+        quick(model, checkpoint=tmp_path, **{"bits": 3, **change})
+    assert same(state(model), state(pruned()))
+
+
+def test_a_line_that_was_cut_short_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    report = quick(pruned(), bits=3, checkpoint=tmp_path)
+    path = tmp_path / "levels.jsonl"
+    lines = path.read_bytes()
+    path.write_bytes(lines[:-5])
+    work = Work(monkeypatch)
+    assert whole(quick(pruned(), bits=3, checkpoint=tmp_path)) == whole(report)
+    assert work.measured + work.coded > 0
+    assert path.read_bytes() == lines
+
+
+@pytest.mark.parametrize(
+    "text", ["[1, 2]\n", '{"a": "b"}\n[1]\n', '{"a": "b"}\n["c", "d"]\n', "no json\n", "\xff\n"]
+)
+def test_damaged_journals_are_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "levels.jsonl").write_bytes(text.encode("latin-1"))
+    with pytest.raises(CheckpointError, match=r"levels\.jsonl is .*delete it"):
+        quick(pruned(), bits=3, checkpoint=tmp_path)
+
+
+def test_a_journal_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "levels.jsonl").mkdir()
+    with pytest.raises(CheckpointError, match=r"levels\.jsonl"):
+        quick(pruned(), bits=3, checkpoint=tmp_path)
+
+
+def test_the_journal_is_text_that_holds_no_pickle(tmp_path: Path) -> None:
+    quick(pruned(), bits=3, checkpoint=tmp_path)
+    first, *others = [json.loads(x) for x in (tmp_path / "levels.jsonl").read_text().splitlines()]
+    assert {"goal", "model", "data", "seed"} <= set(first)
+    assert all(isinstance(value, int | float) for _, value in others)
+
+
+parts = st.recursive(
+    st.integers(-3, 3) | st.text("ab", max_size=3) | st.booleans() | st.none(),
+    lambda inner: st.dictionaries(st.text("ab", max_size=2), inner, max_size=2),
+    max_leaves=4,
+)
+
+
+@given(st.lists(parts, max_size=3), st.lists(parts, max_size=3))
+def test_digests_are_equal_where_what_they_tell_of_is(first: list[Any], second: list[Any]) -> None:
+    assert (digest(first) == digest(second)) == (repr(first) == repr(second))
+
+
+def test_digests_tell_tensors_apart() -> None:
+    levels = torch.tensor([[-0.5, 0.0, 0.25]])
+    symbols = torch.tensor([[0, 1], [-1, 0]], dtype=torch.int32)
+    some = [
+        *(torch.zeros(4), torch.zeros(2, 2), torch.zeros(4, dtype=torch.int32), torch.ones(4)),
+        *(torch.tensor(0.0), torch.zeros(4, dtype=torch.bfloat16), torch.zeros(4, dtype=torch.bool)),
+        *(
+            Quantized(symbols, levels, -1),
+            Quantized(symbols, 2 * levels, -1),
+            Quantized(symbols.T, levels, -1),
+        ),
+        *({"a": symbols}, {"b": symbols}, "a", 1, True, None),
+    ]
+    assert len({digest([x]) for x in some}) == len(some)
+    assert digest([symbols.T]) == digest([symbols.T.contiguous()])

@@ -81,9 +81,7 @@ def _build(rank: int = 0) -> Any:
         checkpoint: terminal.Weights = None,
         output: Annotated[Path | None, typer.Option(help="Write the pruned weights here.")] = None,
         seed: Annotated[int, typer.Option(help="Of every draw.")] = 0,
-        resume: Annotated[
-            Path | None, typer.Option(help="Folder that keeps the search; the same call goes on from there.")
-        ] = None,
+        resume: terminal.Resume = None,
         _config: terminal.Config = None,
         save_config: terminal.SaveConfig = None,
         as_json: terminal.Json = False,
@@ -101,16 +99,8 @@ def _build(rank: int = 0) -> Any:
             sparsity = 0.9
         budget = Budget(evaluations or None, seconds or None)
 
-        def kept() -> str:
-            old = "" if output is None else f", and {output} is as it was"
-            if resume is None:
-                return f"nothing is kept{old}; with --resume FOLDER the same call goes on where it was"
-            if not any(resume.glob("*.safetensors")):
-                return f"nothing is kept yet{old}"
-            return f"the search is kept in {resume}{old}: the same call goes on there"
-
         with (
-            terminal.interruptible(kept, rank),
+            terminal.interruptible(lambda: terminal.kept(resume, output), rank),
             terminal.working("reading", as_json=as_json, rank=rank) as tell,
         ):
             network, calibration, test = first_alone(rank, lambda: loaded(model, data, checkpoint, tell))

@@ -76,6 +76,7 @@ def add(app: typer.Typer, rank: int) -> None:
         samples: Annotated[int, typer.Option(help="Calibration samples; 0 = all.")] = 0,
         checkpoint: terminal.Weights = None,
         seed: Annotated[int, typer.Option(help="Of every draw.")] = 0,
+        resume: terminal.Resume = None,
         _config: terminal.Config = None,
         save_config: terminal.SaveConfig = None,
         as_json: terminal.Json = False,
@@ -89,7 +90,7 @@ def add(app: typer.Typer, rank: int) -> None:
         check_apart({"--output": output, "--save-config": save_config}, {"--checkpoint": checkpoint})
         sparsity = sparsity or [0.9]
         with (
-            terminal.interruptible(lambda: f"nothing is kept, and {output} is as it was", rank),
+            terminal.interruptible(lambda: terminal.kept(resume, output), rank),
             terminal.working("reading", as_json=as_json, rank=rank) as tell,
         ):
             network, batches, test = first_alone(rank, lambda: loaded(model, data, checkpoint, tell))
@@ -134,6 +135,7 @@ def add(app: typer.Typer, rank: int) -> None:
                 divergence=divergence,
                 samples=samples or None,
                 seed=seed,
+                checkpoint=resume,
             )
         if rank > 0:
             return

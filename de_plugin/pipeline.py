@@ -139,6 +139,7 @@ def compress(
     holdout: float | Tensor = 0.1,
     memory: int = 4 << 30,
     seed: int = 0,
+    checkpoint: str | os.PathLike[str] | None = None,
 ) -> Compression:
     """Make a trained network a small file, and the model what that file holds.
 
@@ -169,6 +170,8 @@ def compress(
         holdout: fraction of the samples held back from the search, or which ones, bool ``(samples,)``.
         memory: bytes for the inputs, and again for the teacher's outputs.
         seed: of every draw.
+        checkpoint: a folder in which pruning and levels of each sparsity are kept as they go; the same call
+            goes on from there.
 
     Returns:
         What was done.
@@ -204,8 +207,9 @@ def compress(
     }
     if not any(value is not None for value in goal.values()):
         goal["bits"] = 4
-    _check("pruning", pruning, prune, ("model", "batches", "sparsity", "apply", *_SHARED))
-    _check("quantizing", quantizing, quantize, ("model", "batches", "teacher", *_GOALS, *_SHARED))
+    taken = ("model", "batches", "teacher", "checkpoint", *_SHARED)
+    _check("pruning", pruning, prune, ("sparsity", "apply", *taken))
+    _check("quantizing", quantizing, quantize, (*_GOALS, *taken))
     check_rounding(quantizing.get("rounding", "nearest"), quantizing.get("recovery"))
     fractions = _fractions(sparsity)
     _check_path(path)
@@ -214,6 +218,9 @@ def compress(
     def tell(name: str, fraction: float) -> None:
         if progress is not None:
             progress(Stage(name, fraction, time.monotonic() - started))
+
+    def place(part: str, fraction: float | None) -> Path | None:
+        return None if checkpoint is None else Path(checkpoint) / f"{part}-{fraction or 0.0}"
 
     found: list[_Found] = []
     failed: list[TargetError] = []
@@ -224,10 +231,20 @@ def compress(
             pruned = None
             if fraction is not None:
                 tell("prune", fraction)
-                pruned = prune(model, batches, fraction, **pruning, **shared)
+                pruned = prune(
+                    model, batches, fraction, **pruning, **shared, checkpoint=place("prune", fraction)
+                )
             tell("quantize", fraction or 0.0)
             try:
-                levels = quantize(model, batches, teacher=teacher, **goal, **quantizing, **shared)
+                levels = quantize(
+                    model,
+                    batches,
+                    teacher=teacher,
+                    **goal,
+                    **quantizing,
+                    **shared,
+                    checkpoint=place("levels", fraction),
+                )
             except TargetError as error:
                 failed.append(error)
                 continue

@@ -130,6 +130,9 @@ SaveConfig = Annotated[
     Path | None,
     typer.Option(help="When done, write the TOML that makes the same run again with --config."),
 ]
+Resume = Annotated[
+    Path | None, typer.Option(help="Folder that keeps the work; the same call goes on from there.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and show no progress.")]
 
 
@@ -221,3 +224,18 @@ def interruptible(kept: Callable[[], str], rank: int = 0) -> Iterator[None]:
         if rank == 0:
             typer.echo(f"interrupted; {kept()}", err=True)
         raise typer.Exit(INTERRUPTED) from None
+
+
+def kept(folder: Path | None, output: Path | None) -> str:
+    """Say what a command that was cut off has kept.
+
+    Args:
+        folder: of --resume.
+        output: the file that it would have written.
+    """
+    old = "" if output is None else f", and {output} is as it was"
+    if folder is None:
+        return f"nothing is kept{old}; with --resume FOLDER the same call goes on where it was"
+    if not any(folder.rglob("*.safetensors")) and not any(folder.rglob("*.jsonl")):
+        return f"nothing is kept yet{old}"
+    return f"the work is kept in {folder}{old}: the same call goes on there"

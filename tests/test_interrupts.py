@@ -72,7 +72,7 @@ def files(folder: Path) -> set[str]:
     ("command", "said"),
     [
         ("prune", "interrupted; nothing is kept, and net.safetensors is as it was; with --resume FOLDER"),
-        ("compress", "interrupted; nothing is kept, and net.safetensors is as it was"),
+        ("compress", "interrupted; nothing is kept, and net.safetensors is as it was; with --resume FOLDER"),
     ],
 )
 def test_a_search_that_is_stopped_changes_no_file(command: str, said: str, tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_a_search_that_is_kept_goes_on_with_the_same_call(tmp_path: Path) -> Non
     assert first.returncode == 130, first.stderr
     assert first.stdout == ""
     assert first.stderr.splitlines() == [
-        "interrupted; the search is kept in kept, and net is as it was: the same call goes on there"
+        "interrupted; the work is kept in kept, and net is as it was: the same call goes on there"
     ]
     assert files(tmp_path) == {"kept"}
     second = called(tmp_path, "prune", *options, "--resume", "kept")

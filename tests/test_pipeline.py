@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from de_plugin import encode
+from de_plugin import Problem, encode
 from de_plugin.errors import ArgumentError, DEError, FileError, TargetError
 from de_plugin.pipeline import Compression, Stage, compress
 from de_plugin.quantize import RateSearch
@@ -169,6 +169,41 @@ def test_an_interruption_leaves_the_model(model: nn.Module, images: Tensor, tmp_
         compress(model, images, tmp_path / "file", 0.5, progress=stop, **QUICK)
     assert same(state_of(model), before)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("stop", [("prune", 2), ("quantize", 2)])
+def test_what_was_cut_off_goes_on_with_the_same_call(
+    stop: tuple[str, int], model: nn.Module, images: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[int] = []
+    measure = Problem.measure
+
+    def measuring(problem: Problem, batches: Any) -> Tensor:
+        measured.append(1)
+        return measure(problem, batches)
+
+    def told(stage: Stage) -> None:
+        seen.append(stage.name)
+        if seen.count(stop[0]) == stop[1]:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Problem, "measure", measuring)
+    options: dict[str, Any] = {**QUICK, "pruning": {"criterion": "de", "schedule": 2}, "bits": 4}
+    expected = copy.deepcopy(model)
+    whole = compress(expected, images, tmp_path / "whole", [0.5, 0.75], **options)
+    alone, before = len(measured), state_of(model)
+    seen: list[str] = []
+    kept = {**options, "checkpoint": tmp_path / "kept"}
+    with pytest.raises(KeyboardInterrupt):
+        compress(model, images, tmp_path / "again", [0.5, 0.75], progress=told, **kept)
+    assert same(state_of(model), before)
+    measured.clear()
+    again = compress(model, images, tmp_path / "again", [0.5, 0.75], **kept)
+    assert len(measured) < 0.8 * alone
+    assert (tmp_path / "again").read_bytes() == (tmp_path / "whole").read_bytes()
+    assert same(state_of(model), state_of(expected))
+    assert again.tried == whole.tried
+    assert again.sparsity == whole.sparsity
 
 
 def test_a_report_is_plain_data_and_a_table(model: nn.Module, images: Tensor) -> None:

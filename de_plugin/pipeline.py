@@ -213,6 +213,8 @@ def compress(
     check_rounding(quantizing.get("rounding", "nearest"), quantizing.get("recovery"))
     fractions = _fractions(sparsity)
     _check_path(path)
+    if checkpoint is not None and not isinstance(checkpoint, str | os.PathLike):
+        raise ArgumentError(f"checkpoint={checkpoint!r}: expected the path of a folder")
     smallest = goal["bits"] is None and target_bytes is None
 
     def tell(name: str, fraction: float) -> None:
@@ -324,6 +326,11 @@ def _check(
     """Refuse options that the function does not have, or that have a place of their own."""
     known = [name for name in inspect.signature(function).parameters if name not in taken]
     for name in options:
+        if name == "teacher":
+            raise ArgumentError(
+                f"{argument}={{'teacher': ...}}: compress measures from the model as it is; call "
+                "de_plugin.prune and de_plugin.quantize yourself for another teacher"
+            )
         if name in taken:
             raise ArgumentError(f"{argument}={{{name!r}: ...}}: {name} is an argument of compress itself")
         if name not in known:

@@ -236,6 +236,7 @@ def kept(folder: Path | None, output: Path | None) -> str:
     old = "" if output is None else f", and {output} is as it was"
     if folder is None:
         return f"nothing is kept{old}; with --resume FOLDER the same call goes on where it was"
-    if not any(folder.rglob("*.safetensors")) and not any(folder.rglob("*.jsonl")):
+    names = ("search.safetensors", "*-part-*", "levels.jsonl")
+    if not any(any(folder.glob(place)) for name in names for place in (name, f"*/{name}")):
         return f"nothing is kept yet{old}"
     return f"the work is kept in {folder}{old}: the same call goes on there"

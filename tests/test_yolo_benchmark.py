@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from de_plugin.prune.recover import resume
 from de_plugin.zoo import Impressions, darknet
@@ -145,6 +145,7 @@ def test_training_on_fresh_views_at_the_networks_own_size(
     _ = again("blended", "--blends", "0.5")
     monkeypatch.setattr(Impressions, "__init__", partialmethod(Impressions.__init__, steps=2))
     _ = again("more", "--impressions", "5", "--blends", "0.5")
+    _ = again("one", "--impressions", "1")
     assert load_file(tmp_path / "more" / "impressions-32x32.safetensors")["images"].shape == (5, 3, 32, 32)
     names = ("work", "same", "blended", "more")
     states = [load_file(tmp_path / name / "distilled.safetensors") for name in names]
@@ -165,7 +166,7 @@ def test_evolved_masks_are_trained_as_well(
     assert [row["stage"] for row in rows] == stages
     for row, sparsity in zip(rows, 3 * [0.5, 0.625], strict=True):
         assert row["sparsity"] == pytest.approx(sparsity, abs=0.01)
-    assert not list((tmp_path / "work").rglob("part-*"))
+    assert not list((tmp_path / "work").rglob("*-part-*"))
     work = tmp_path / "work"
     states = [load_file(work / f"{name.replace(' ', '-')}-50%.safetensors") for name in names[1:]]
     weights = [n for n, x in states[0].items() if x.dim() > 1]
@@ -187,6 +188,11 @@ def test_cycles_go_on_from_a_network_of_another_run(
     assert all(bool((after[n] == 0)[before[n] == 0].all()) for n in weights)
     with pytest.raises(SystemExit, match=r"--begin .*missing\.safetensors"):
         run([*on[:-1], str(tmp_path / "missing.safetensors")], monkeypatch)
+    other = tmp_path / "other.safetensors"
+    save_file({"a": torch.zeros(1)}, other)
+    fresh = ["--work", str(tmp_path / "new"), "--json", str(tmp_path / "new.json"), "--begin", str(other)]
+    with pytest.raises(SystemExit, match=r"--begin .*other\.safetensors: is no such network"):
+        run([*on, *fresh], monkeypatch)
 
 
 def test_what_is_asked_wrongly_is_refused(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

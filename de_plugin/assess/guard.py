@@ -82,7 +82,7 @@ def require_gradients_possible(model: nn.Module) -> None:
         )
 
 
-def require_eval(model: nn.Module) -> None:
+def require_eval(model: nn.Module, argument: str = "model") -> None:
     """Refuse a model in train mode: dropout and batch statistics would drown what is measured.
 
     Raises:
@@ -91,6 +91,6 @@ def require_eval(model: nn.Module) -> None:
     training = [name or type(model).__name__ for name, m in model.named_modules() if m.training]
     if training:
         raise ModeError(
-            f"model: {len(training)} module(s) are in train mode (such as {training[0]!r}); dropout "
-            "and batch statistics would drown what is measured: call model.eval() first"
+            f"{argument}: {len(training)} module(s) are in train mode (such as {training[0]!r}); dropout "
+            f"and batch statistics would drown what is measured: call {argument}.eval() first"
         )

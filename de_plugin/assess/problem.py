@@ -24,7 +24,7 @@ from de_plugin.assess.repair import Repair
 from de_plugin.assess.select import lowest
 from de_plugin.assess.teacher import Forward, ask, check_zero, plain_forward
 from de_plugin.assess.units import ParameterUnits, Pattern
-from de_plugin.errors import ArgumentError, DataError, DEWarning, OutputError
+from de_plugin.errors import ArgumentError, DataError, DEWarning, OutputError, RankError
 from de_plugin.types import Mask, Masks, Scores, Values
 
 
@@ -123,7 +123,9 @@ class Problem:
         spill = Spill(memory)
         self.teacher: nn.Module = model if teacher is None else teacher
         """What gave the answers: the model itself, before anything changed, or another."""
-        require_eval(self.teacher)
+        if not isinstance(self.teacher, nn.Module):
+            raise ArgumentError(f"teacher={teacher!r}: expected a module, or None for the model as it is")
+        require_eval(self.teacher, "teacher")
         answered = ask(
             self.forward,
             self.teacher,
@@ -299,6 +301,8 @@ class Problem:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # a measure that leaves the graph warns in torch
                 mean_gradient(self, self.search[:1])
+        except RankError:
+            raise
         except (RuntimeError, OutputError):
             return False
         return True

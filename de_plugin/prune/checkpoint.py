@@ -9,12 +9,14 @@ import json
 import os
 import zlib
 from collections.abc import Mapping
+from contextvars import ContextVar
 from dataclasses import fields, is_dataclass
 from functools import partial
 from pathlib import Path
 from types import CodeType, FunctionType, MethodType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
@@ -22,15 +24,21 @@ from torch import Tensor, nn
 
 from de_plugin import version
 from de_plugin.assess.fingerprint import fingerprint
-from de_plugin.errors import CheckpointError
+from de_plugin.errors import ArgumentError, CheckpointError
 
 if TYPE_CHECKING:
     from de_plugin.assess.problem import Problem
     from de_plugin.prune.plan import Plan
 
 _FILE = "search"
-_PART = "part-"
+_PART = "-part-"
 _FORMAT = 1
+_PLAIN = (str, int, float, complex, bool, bytes, slice, range, np.generic, torch.dtype, torch.device, Path)
+"""What tells all of itself."""
+_DESCRIBED: ContextVar[tuple[Any, ...]] = ContextVar("de_plugin_described", default=())
+"""What is being described, the outermost first."""
+_BRIEF = 300
+"""Characters of a text that a message shows."""
 _CALLED = "called"
 """In the metadata of a dataclass's field: it holds what is called, and may change as it is."""
 
@@ -57,6 +65,7 @@ def asked(problem: Problem) -> dict[str, str]:
         "de_plugin": version.__version__,
         "torch": torch.__version__,
         "threads": str(torch.get_num_threads()),
+        "device": problem.device.type,
         "model": _state(problem.model),
         **({"teacher": _state(problem.teacher)} if own else {}),
         "units": f"{units.granularity.name}: " + _short({x.name: x.count for x in units.layers}),
@@ -77,6 +86,16 @@ def _state(model: nn.Module) -> str:
 
 def described(value: Any) -> str:
     """Return a text that is the same in every process, for anything a search is set up with."""
+    if any(value is other for other in _DESCRIBED.get()):
+        return "itself"  # a function that calls itself, or objects that know each other
+    token = _DESCRIBED.set((*_DESCRIBED.get(), value))
+    try:
+        return _described(value)
+    finally:
+        _DESCRIBED.reset(token)
+
+
+def _described(value: Any) -> str:
     if is_dataclass(value) and not isinstance(value, type):
         shown = [f for f in fields(value) if f.repr]
         told = [
@@ -89,9 +108,13 @@ def described(value: Any) -> str:
         return "{" + ", ".join(f"{described(k)}: {described(v)}" for k, v in value.items()) + "}"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(described(x) for x in value) + "]"
+    if isinstance(value, set | frozenset):
+        return "{" + ", ".join(sorted(map(described, value))) + "}"
     if isinstance(value, Tensor):
         return f"tensor {_digest(value)}"
-    if value is None or isinstance(value, str | int | float | bool):
+    if isinstance(value, np.ndarray) and value.dtype != object:
+        return f"array {value.dtype} {value.shape} {zlib.crc32(value.tobytes()):08x}"
+    if value is None or isinstance(value, _PLAIN):
         return repr(value)
     if isinstance(value, FunctionType):
         code = zlib.crc32(_code(value.__code__).encode())
@@ -183,10 +206,13 @@ class Checkpoint:
         name: of the file, without its ending.
 
     Raises:
-        CheckpointError: the folder cannot be made.
+        ArgumentError: the folder is no path.
+        CheckpointError: it cannot be made.
     """
 
-    def __init__(self, folder: str | Path, identity: dict[str, str], name: str = _FILE) -> None:
+    def __init__(self, folder: str | os.PathLike[str], identity: dict[str, str], name: str = _FILE) -> None:
+        if not isinstance(folder, str | os.PathLike):
+            raise ArgumentError(f"checkpoint={folder!r}: expected the path of a folder")
         self.path = Path(folder) / f"{name}.safetensors"
         self._identity = identity
         try:
@@ -200,11 +226,15 @@ class Checkpoint:
 
     def part(self, name: str) -> Checkpoint:
         """Return the place of a piece of work within the search, such as a training, by its name."""
-        return Checkpoint(self.path.parent, {**self._identity, "part": name}, f"{_PART}{name}")
+        return Checkpoint(
+            self.path.parent, {**self._identity, "part": name}, f"{self.path.stem}{_PART}{name}"
+        )
 
     def forget_parts(self) -> None:
         """Delete what was kept of work that is done."""
-        for path in self.path.parent.glob(f"{_PART}*"):  # those of a write that was killed, too
+        for path in self.path.parent.glob(
+            f"{self.path.stem}{_PART}*"
+        ):  # those of a write that was killed, too
             path.unlink(missing_ok=True)
 
     def save(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
@@ -246,6 +276,10 @@ class Checkpoint:
             ) from error
 
 
+def _brief(text: str | None) -> str:
+    return f"{text}" if text is None or len(text) <= _BRIEF else f"{text[:_BRIEF]} and so on"
+
+
 def compare(path: Path, known: Mapping[str, str], mine: Mapping[str, str]) -> None:
     """Refuse what another search has written.
 
@@ -259,7 +293,7 @@ def compare(path: Path, known: Mapping[str, str], mine: Mapping[str, str]) -> No
     """
     names = [n for n in {**mine, **known} if known.get(n) != mine.get(n)]
     if names:
-        parts = [f"{n} was {known.get(n)}, is {mine.get(n)}" for n in names]
+        parts = [f"{n} was {_brief(known.get(n))}, is {_brief(mine.get(n))}" for n in names]
         raise CheckpointError(
             f"checkpoint: {path} belongs to another search: {'; '.join(parts)}. Repeat that search with the "
             "same arguments, or give another folder"

@@ -133,6 +133,7 @@ def prune(
             seed=seed,
             teacher=teacher,
         )
+        _check_apart(model, teacher)
         plan = Plan.of(
             problem,
             sparsity,
@@ -159,6 +160,20 @@ def prune(
     return result
 
 
+def _check_apart(model: nn.Module, teacher: nn.Module | None) -> None:
+    """Refuse a teacher that would be changed together with the model."""
+    if teacher is None or teacher is model:
+        return
+    mine = {x.untyped_storage().data_ptr() for x in (*model.parameters(), *model.buffers()) if x.numel()}
+    named = (*teacher.named_parameters(), *teacher.named_buffers())
+    both = [name for name, x in named if x.numel() and x.untyped_storage().data_ptr() in mine]
+    if both:
+        raise ArgumentError(
+            f"teacher: shares {len(both)} tensor(s) with the model, such as {both[0]!r}, and would change "
+            "with it; give copy.deepcopy(...) of the network as it was"
+        )
+
+
 @dataclass
 class Cycles:
     """The loop over a plan's cycles, and what it has to tell so far.
@@ -182,7 +197,7 @@ class Cycles:
         """Go through all cycles that are left and finish."""
         problem, plan = self.problem, self.plan
         count = problem.units.count
-        fractions = plan.schedule.fractions(plan.total / count, int((~problem.kept).sum()) / count)
+        fractions = plan.schedule.fractions(plan.total / count, self._gone() / count)
         last = len(fractions)
         problem.halfway = None if self.store is None else self.store.part
         self._resume()
@@ -199,6 +214,15 @@ class Cycles:
         problem.out_of_budget = self._spent
         plan.finish(problem)
         return report(problem, plan, self.history, self.cut_short or self._spent(), self._seconds())
+
+    def _gone(self) -> int:
+        """Return how many units are zeroed already; with a teacher of its own the model may bring some."""
+        problem = self.problem
+        found = int((~problem.kept).sum())
+        if problem.teacher is problem.model:
+            return found
+        alive = problem.units.reduce([(x != 0).float() for x in problem.units.values()])
+        return max(found, int((alive == 0).sum()))
 
     def _spent(self, share: float = 1.0) -> bool:
         spent = self.plan.budget.spent(self.problem.evaluations, self.started, share)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -18,6 +20,7 @@ from de_plugin.quantize.codebook import Codebook
 from de_plugin.quantize.cost import Scale
 from de_plugin.quantize.evolve import RateSearch, evolved
 from de_plugin.quantize.goal import Goal
+from de_plugin.quantize.journal import answered
 from de_plugin.quantize.layerwise import CompensatedRates
 from de_plugin.quantize.levels import LevelSearch, refined
 from de_plugin.quantize.rates import Rates
@@ -259,8 +262,14 @@ class Allocation:
     def loss(self, trial: Trial) -> float:
         """Return the user's metric of the network with these levels."""
         metric = self.goal.metric
-        with self.student.holding(trial.quantization, trial.rest):
-            return float("nan") if metric is None else float(metric(self.student.problem.model))
+        if metric is None:
+            return math.nan
+
+        def measure() -> float:
+            with self.student.holding(trial.quantization, trial.rest):
+                return float(metric(self.student.problem.model))
+
+        return answered(self.student.journal, ["loss", trial.quantization, trial.rest], measure)
 
     # -- what both need --------------------------------------------------------------------------
 
@@ -332,12 +341,23 @@ class Allocation:
         """Return the cross-entropy of the labels on the held-back data."""
         problem = self.student.problem
         rule = Distillation(labels=1.0)
-        with self.student.holding(trial.quantization, trial.rest):
-            return rule.validate(problem, problem.pool.take(problem.held_back))
+
+        def measure() -> float:
+            with self.student.holding(trial.quantization, trial.rest):
+                return rule.validate(problem, problem.pool.take(problem.held_back))
+
+        return answered(self.student.journal, ["labels", trial.quantization, trial.rest], measure)
+
+    @property
+    def seconds(self) -> float:
+        """What the search has taken, before it was cut off among it."""
+        journal = self.student.journal
+        return time.monotonic() - self.started if journal is None else journal.seconds
 
     def spent(self) -> bool:
         """Tell whether the budget is used up."""
-        spent = self.budget.spent(self.student.problem.evaluations, self.started)
+        started = time.monotonic() - self.seconds
+        spent = self.budget.spent(self.student.problem.evaluations, started)
         return spent if self.budget.seconds is None else self.student.problem.ranks.agreed(spent)
 
 

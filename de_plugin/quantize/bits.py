@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import math
+import os
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -26,7 +29,7 @@ from de_plugin.quantize.between import level_recoveries
 from de_plugin.quantize.codebook import Codebook, codebook
 from de_plugin.quantize.evolve import RateSearch
 from de_plugin.quantize.goal import Goal, Metric
-from de_plugin.quantize.journal import Journal
+from de_plugin.quantize.journal import Journal, answered
 from de_plugin.quantize.levels import LevelSearch
 from de_plugin.quantize.report import LayerBits, Point, QuantizationReport
 from de_plugin.quantize.retrain import StraightThrough
@@ -66,7 +69,7 @@ def quantize(
     holdout: float | Tensor = 0.1,
     memory: int = 4 << 30,
     seed: int = 0,
-    checkpoint: str | Path | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
 ) -> QuantizationReport:
     """Give the survivors of a network a few levels, as many as a goal allows.
 
@@ -147,10 +150,10 @@ def quantize(
                 seed=seed,
                 teacher=teacher,
             )
-        whole = None if metric is None else _checked(metric, network if teacher is None else teacher)
         rule = search or RateSearch()
         told = {
-            "goal": goal,
+            "goal": str(goal),
+            "metric": metric if metric is None else _named(metric),
             "codebooks": books,
             "weighting": weighting,
             "biases": biases,
@@ -159,7 +162,13 @@ def quantize(
             "search": rule,
             "levels": levels,
         }
-        with _remembered(problem, checkpoint, told) as journal:
+        with _unchanged_on_error(problem), _remembered(problem, checkpoint, told, started) as journal:
+            original = network if teacher is None else teacher
+            whole = (
+                None
+                if metric is None
+                else answered(journal, ["original"], lambda: _checked(metric, original))
+            )
             bake(network, problem.units.masks(problem.kept.to(problem.device)))
             student = Student(problem, weighting, biases, journal)
             tell = partial(_tell, progress)
@@ -172,29 +181,57 @@ def quantize(
 
 @contextmanager
 def _remembered(
-    problem: Problem, folder: str | Path | None, told: Mapping[str, Any]
+    problem: Problem, folder: str | os.PathLike[str] | None, told: Mapping[str, Any], started: float
 ) -> Iterator[Journal | None]:
-    """Yield the journal of a search in a folder; a training has a file of its own until the search is done.
+    """Yield the journal of a search in a folder, where each training has a file of its own.
 
     Args:
         problem: what is asked.
         folder: None: nothing is kept.
         told: what else decides the result.
+        started: when, a `time.monotonic` reading.
     """
     if folder is None:
         yield None
         return
     texts = {name: described(value) for name, value in told.items()}
-    identity = {**asked(problem), "kept": described(problem.kept), **texts}
+    identity = {
+        **asked(problem),
+        "kept": described(problem.kept),
+        "searches before": f"{problem.evaluations} evaluations {described(problem.state)}",
+        **texts,
+    }
+    problem.ranks.check_equal("arguments", zlib.crc32(json.dumps(identity).encode()))
     store = Checkpoint(folder, identity, "levels")
     before, problem.halfway = problem.halfway, store.part
     try:
-        yield Journal(store.path.with_suffix(".jsonl"), identity, problem.ranks)
-        if problem.ranks.rank == 0:
-            store.forget_parts()
-        problem.ranks.wait()
+        journal = Journal(store.path.with_suffix(".jsonl"), identity, problem.ranks, started)
+        yield journal
+        journal.close()
     finally:
         problem.halfway = before
+
+
+@contextmanager
+def _unchanged_on_error(problem: Problem) -> Iterator[None]:
+    """Put back what searches have learnt and counted so far where the block ends with an exception."""
+    state = copy.deepcopy(problem.state)
+    counts = problem.evaluations, problem.sample_evaluations, len(problem.events)
+    try:
+        yield
+    except BaseException:
+        problem.state.clear()
+        problem.state.update(state)
+        problem.evaluations, problem.sample_evaluations = counts[:2]
+        del problem.events[counts[2] :]
+        raise
+
+
+def _named(metric: Metric) -> str:
+    """Return a text that tells a metric's code, not what it holds, which may change whenever it is called."""
+    code = getattr(metric, "__code__", None)
+    name = getattr(metric, "__qualname__", type(metric).__qualname__)
+    return name if code is None else f"{name} {zlib.crc32(code.co_code):08x}"
 
 
 def check_rounding(rounding: Rounding, recovery: Any) -> Compensated | None:
@@ -261,6 +298,6 @@ def _report(bits: Allocation, found: Trial, start: float) -> QuantizationReport:
         loss=None if bits.goal.metric is None else bits.loss(found),
         curve=tuple(_point(t) for t in bits.met),
         evaluations=student.problem.evaluations,
-        seconds=time.monotonic() - bits.started,
+        seconds=bits.seconds,
         advice="the budget ended the search early; a larger one would find better levels" if spent else "",
     )

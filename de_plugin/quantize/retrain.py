@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from de_plugin.assess.guard import untouched_on_error
 from de_plugin.encode.quantized import Quantized
 from de_plugin.prune.recover import Distillation
+from de_plugin.quantize.journal import digest
 from de_plugin.quantize.rates import Rates
 from de_plugin.quantize.student import Student
 from de_plugin.quantize.survivors import Survivors, two_bytes
@@ -232,8 +233,12 @@ def _train(student: Student, rule: Distillation, trial: Trial, latents: dict[str
 
     values = [*(latent.value for latent in latents.values()), *(p.data for p in free)]
     start = [x.clone() for x in values]
-    state = problem.state_of("levels")
-    state["trainings"] = state.get("trainings", 0) + 1
+    place = None
+    if problem.halfway is not None:  # a place for each start: other budgets lead to other ones
+        before = problem.state_of("distill").get("calls")
+        place = problem.halfway(
+            f"levels-{digest([before, trial.name, trial.quantization, trial.rest, *values])}"
+        )
     best = rule.descend(
         problem,
         [*(x for _, x, _ in quantized), *free],
@@ -241,7 +246,7 @@ def _train(student: Student, rule: Distillation, trial: Trial, latents: dict[str
         pull=pull,
         put=put,
         keep=lambda: [x.clone() for x in values],
-        place=None if problem.halfway is None else problem.halfway(f"levels-{state['trainings']}"),
+        place=place,
     )
     for value, found in zip(values, best, strict=True):
         value.copy_(found)

@@ -17,7 +17,7 @@ from de_plugin.encode import dumps
 from de_plugin.encode.quantized import Quantized
 from de_plugin.errors import ArgumentError
 from de_plugin.quantize.cost import Scale, counted, stream
-from de_plugin.quantize.journal import Journal
+from de_plugin.quantize.journal import Journal, answered
 from de_plugin.quantize.survivors import Survivors
 from de_plugin.quantize.uniform import Uniform
 from de_plugin.quantize.weighting import Weighting, importance
@@ -187,9 +187,7 @@ class Student:
                 value = float(problem.measure(batches))
             return value if math.isfinite(value) else math.inf
 
-        if self.journal is None:
-            return measure()
-        return self.journal.measured([quantization, rest, index, repair], measure)
+        return answered(self.journal, [quantization, rest, index, repair], measure)
 
     # -- counting --------------------------------------------------------------------------------
 

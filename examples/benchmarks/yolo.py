@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 from rows import versions, write
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 from yolo_run import Row, Run, named
@@ -108,7 +109,10 @@ def distilled(run: Run) -> tuple[Darknet, Row]:
 
     def make(net: Darknet) -> None:
         if options.begin is not None:
-            net.load_state_dict(load_file(options.begin))
+            try:
+                net.load_state_dict(load_file(options.begin))
+            except (SafetensorError, RuntimeError) as error:
+                raise SystemExit(f"--begin {options.begin}: is no such network ({error})") from error
         de_plugin.prune(
             net,
             teacher=run.original,

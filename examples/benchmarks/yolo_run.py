@@ -142,9 +142,11 @@ class Run:
             count = self.options.impressions
             chosen = images[torch.randint(len(images), (count // 2,), generator=draw)]
             noise = 0.5 * torch.randn(count - count // 2, 3, height // 8, width // 8, generator=draw)
-            starts = [
-                FreshViews(plain=0.0, mosaics=1.0)(chosen, draw),
-                as_bytes(F.interpolate(noise, (height, width), mode="bilinear").sigmoid()),
+            views = FreshViews(plain=0.0, mosaics=1.0)
+            starts = [views(part, draw) for part in chosen.split(64) if len(part)]
+            starts += [
+                as_bytes(F.interpolate(part, (height, width), mode="bilinear").sigmoid())
+                for part in noise.split(64)
             ]
             started = time.monotonic()
             made = Impressions(steps=self.options.impression_steps)(self.original, torch.cat(starts), draw)

@@ -54,10 +54,9 @@ class Impressions:
 
     def __post_init__(self) -> None:
         """Refuse numbers out of range."""
-        if min(self.objects, self.steps, self.batch) < 1:
-            raise ArgumentError(
-                f"objects={self.objects}, steps={self.steps}, batch={self.batch}: expected 1 or more"
-            )
+        for name, count in (("objects", self.objects), ("steps", self.steps), ("batch", self.batch)):
+            if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+                raise ArgumentError(f"{name}={count!r}: expected a positive whole number")
         if not 0 < self.lr < math.inf:
             raise ArgumentError(f"lr={self.lr}: expected a finite number above 0")
         for name, weight in (("statistics", self.statistics), ("smoothness", self.smoothness)):
@@ -94,8 +93,14 @@ class Impressions:
     def _changed(self, model: Darknet, starts: Tensor, generator: torch.Generator) -> Tensor:
         device = next(model.parameters()).device
         logits = torch.logit(starts.to(device).float() / 255, 0.01).requires_grad_(True)
-        with torch.no_grad():
-            sides = [x.shape[-2:] for x in model(starts[:1].to(device).float() / 255)]
+        try:
+            with torch.no_grad():
+                sides = [x.shape[-2:] for x in model(starts[:1].to(device).float() / 255)]
+        except RuntimeError as error:
+            raise ArgumentError(
+                f"starts: the model cannot look at images of {tuple(starts.shape[-2:])} ({error}); give "
+                "sides that are multiples of its stride, such as 32"
+            ) from error
         wanted = _Wanted.drawn(model, sides, (len(starts), self.objects), generator)
         optimizer = torch.optim.Adam([logits], self.lr)
         for step in range(self.steps):

@@ -183,10 +183,10 @@ class FreshViews:
         shaped = (
             images.ndim == 4 and images.shape[1] == 3 and not (images.shape[2] % 2 or images.shape[3] % 2)
         )
-        if images.dtype != torch.uint8 or not shaped:
+        if images.dtype != torch.uint8 or not shaped or not len(images):
             raise ArgumentError(
                 f"images: {images.dtype} {tuple(images.shape)}, expected uint8 (images, 3, height, width) of "
-                "even sides"
+                "even sides, and at least one"
             )
         count = len(images)
         draws = torch.rand(9, count, generator=generator)

@@ -272,7 +272,7 @@ def test_a_training_goes_on_bit_for_bit_where_it_was_cut_off(
     with pytest.raises(KeyboardInterrupt):
         _distilled(model, cut, checkpoint=tmp_path)
     assert same(dict(model.state_dict()), dict(network().state_dict()))
-    part = tmp_path / "part-distill-0.safetensors"
+    part = tmp_path / "search-part-distill-0.safetensors"
     assert part.exists()
     written = json.loads(_metadata(part)["state"])["step"]
     again = _CutOff()
@@ -294,7 +294,7 @@ def test_a_cycle_that_is_written_leaves_no_training_behind(
     monkeypatch.setattr(resume, "SECONDS", 0.0)
     seen: list[list[str]] = []
 
-    (tmp_path / "part-distill-7.123.tmp").write_bytes(b"of a write that was killed")
+    (tmp_path / "search-part-distill-7.123.tmp").write_bytes(b"of a write that was killed")
 
     def look(_: de_plugin.Progress) -> None:
         seen.append(sorted(path.name for path in tmp_path.iterdir()))
@@ -310,7 +310,7 @@ def test_a_training_of_other_masks_begins_anew(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(resume, "SECONDS", 0.0)
     whole = network()
     _distilled(whole, _CutOff())
-    part = tmp_path / "part-distill-0.safetensors"
+    part = tmp_path / "search-part-distill-0.safetensors"
     _distilled(network(), _CutOff(), checkpoint=tmp_path)
     metadata, tensors = _metadata(part), load_file(part)
     state = json.loads(metadata["state"])

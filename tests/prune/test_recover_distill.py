@@ -82,8 +82,8 @@ def test_same_seed_same_result_and_calls_draw_fresh_batches() -> None:
         results.append([p.detach().clone() for p in problem.model.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
     problem = pruned(seed=3)
-    first = next(recover._batches(problem))[0].inputs
-    second = next(recover._batches(problem))[0].inputs
+    first = next(recover._batches(problem, 0))[0].inputs
+    second = next(recover._batches(problem, 1))[0].inputs
     assert not torch.equal(first, second)
 
 

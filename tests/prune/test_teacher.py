@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import de_plugin
-from de_plugin.errors import CheckpointError, DEError
+from de_plugin.errors import ArgumentError, CheckpointError, DEError, ModeError
 from de_plugin.prune.recover import Distillation, Hints
 from tests.prune.small import QUICK, data, network, same, state
 
@@ -84,9 +84,40 @@ def test_a_search_with_another_teacher_is_another_search(tmp_path: Path) -> None
 def test_teachers_that_tell_nothing_are_refused() -> None:
     _, student = pair()
     before = state(student)
-    with pytest.raises(DEError, match="eval"):
+    with pytest.raises(ModeError, match=r"teacher: .* train mode .* call teacher\.eval"):
         de_plugin.prune(student, data(), 0.6, "magnitude", teacher=network().train())
     other = nn.Sequential(nn.Linear(8, 3)).eval()
-    with pytest.raises(DEError):
+    with pytest.raises(DEError, match="outputs|shape|size"):
         de_plugin.prune(student, data(), 0.6, "magnitude", teacher=other)
+    with pytest.raises(ArgumentError, match="teacher='x': expected a module"):
+        de_plugin.prune(student, data(), 0.6, "magnitude", teacher="x")  # type: ignore[arg-type]
+    shared = nn.Sequential(*student).eval()
+    with pytest.raises(ArgumentError, match=r"teacher: shares 9 tensor\(s\).*'0\.weight'.*deepcopy"):
+        de_plugin.prune(student, data(), 0.6, "magnitude", teacher=shared)
     assert same(state(student), before)
+
+
+def test_cycles_begin_where_the_model_is() -> None:
+    original, student = pair()
+    gone = {n: p == 0 for n, p in student.named_parameters() if p.dim() > 1}
+    seen = []
+
+    def told(progress: de_plugin.Progress) -> None:
+        seen.append(progress.sparsity)
+        zeros = [(student.get_parameter(n) == 0)[zero] for n, zero in gone.items()]
+        assert all(bool(x.all()) for x in zeros)  # none came back to life
+
+    training = Distillation(30, batch_size=32)
+    de_plugin.prune(
+        student,
+        data(),
+        0.8,
+        "magnitude",
+        schedule=3,
+        recovery=training,
+        teacher=original,
+        progress=told,
+        apply="bake",
+    )
+    assert min(seen) > 0.4
+    assert seen[-1] == pytest.approx(0.8, abs=0.01)

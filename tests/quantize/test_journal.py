@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,15 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
-from de_plugin import Problem
+from de_plugin import Budget, Problem
 from de_plugin.errors import CheckpointError
 from de_plugin.prune.recover import Distillation, resume
-from de_plugin.quantize import LevelTraining, QuantizationReport, Quantized, StraightThrough
+from de_plugin.quantize import QuantizationReport, Quantized, StraightThrough, quantize
 from de_plugin.quantize.journal import digest
-from tests.quantize.small import pruned, quick, same, state
+from tests.quantize.small import BOOKS, QUICK, QUICK_LEVELS, data, problem, pruned, quick, same, state
 
 TRAINING = Distillation(steps=30, lr=1e-3, batch_size=64, validate_every=5)
 
@@ -99,26 +101,142 @@ def test_a_search_goes_on_where_it_was_cut_off(
     assert stop == 1 or coded_after < coded
 
 
-@pytest.mark.parametrize("rule", [LevelTraining, StraightThrough])
-def test_a_training_goes_on_where_it_was_cut_off(
-    rule: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("last", [4, 7, 8, 9, 10, 12, 14])
+def test_trainings_go_on_where_they_were_cut_off(
+    last: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """There are two of seven looks each: in the first, between them, in the second."""
     monkeypatch.setattr(resume, "SECONDS", 0.0)
     work = Work(monkeypatch)
     expected, model = pruned(), pruned()
-    options: dict[str, Any] = {"bits": 3, "recovery": rule(TRAINING)}
+    options: dict[str, Any] = {"bits": 3, "recovery": TRAINING}
     report = quick(expected, **options)
-    looks, work.validated, work.last = work.validated, 0, 4
+    looks, work.validated, work.last = work.validated, 0, last
+    assert looks == 14
     with pytest.raises(KeyboardInterrupt):
         quick(model, checkpoint=tmp_path, **options)
     assert same(state(model), state(pruned()))
-    assert list(tmp_path.glob("part-levels-*"))
     work.validated, work.last = 0, None
-    again = quick(model, checkpoint=tmp_path, **options)
-    assert whole(again) == whole(report)
+    assert whole(quick(model, checkpoint=tmp_path, **options)) == whole(report)
     assert same(state(model), state(expected))
-    assert work.validated == looks - 2  # the first look is made again
-    assert not list(tmp_path.glob("part-*"))
+    assert work.validated <= looks - last + 3  # the first of each is made again
+    work.validated = work.coded = 0
+    assert whole(quick(pruned(), checkpoint=tmp_path, **options)) == whole(report)
+    assert work.validated == 2
+    assert work.coded == len(report.quantization)
+
+
+def test_the_users_metric_is_not_asked_again(tmp_path: Path) -> None:
+    asked: list[int] = []
+    x, y = data()
+
+    def error(model: nn.Module) -> float:
+        asked.append(1)
+        with torch.no_grad():
+            return 100.0 * float((model(x).argmax(1) != y).float().mean())
+
+    options: dict[str, Any] = {"max_loss": 2.0, "metric": error, "checkpoint": tmp_path}
+    report = quick(pruned(), **options)
+    first = len(asked)
+    assert whole(quick(pruned(), **options)) == whole(report)
+    assert first > 3
+    assert len(asked) - first <= 3
+
+
+def test_what_no_argument_tells_is_noticed(tmp_path: Path) -> None:
+    weights = {"scale": 1.0}
+
+    class Hidden:
+        __slots__ = ()
+        name, differentiable = "hidden", True
+
+        def __call__(self, ours: Tensor, theirs: Tensor, labels: Any = None) -> Tensor:
+            return (ours - theirs).square().mean() * weights["scale"]
+
+    options: dict[str, Any] = {"bits": 3, "divergence": Hidden(), "checkpoint": tmp_path}
+    quick(pruned(), **options)
+    weights["scale"] = 2.0
+    model = pruned()
+    with pytest.raises(CheckpointError, match="what the arguments don't tell has changed"):
+        quick(model, **options)
+    assert same(state(model), state(pruned()))
+
+
+def test_a_problem_is_left_as_it_was_where_its_search_is_cut_off(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"bits": 3, "search": QUICK, "levels": QUICK_LEVELS, "codebooks": BOOKS}
+    whole_report = quantize(problem(), **options)
+    once = problem()
+    told: list[Any] = []
+
+    def tell(point: Any) -> None:
+        told.append(point)
+        if len(told) == 9:
+            raise KeyboardInterrupt
+
+    before = once.evaluations
+    with pytest.raises(KeyboardInterrupt):
+        quantize(once, checkpoint=tmp_path, progress=tell, **options)
+    assert once.evaluations == before
+    assert whole(quantize(once, checkpoint=tmp_path, **options)) == whole(whole_report)
+    with pytest.raises(CheckpointError, match="searches before was"):
+        quantize(once, checkpoint=tmp_path, **options)
+
+
+def test_a_larger_budget_takes_up_no_training_of_other_levels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resume, "SECONDS", 0.0)
+    work = Work(monkeypatch)
+    options: dict[str, Any] = {"bits": 3, "recovery": StraightThrough(TRAINING)}
+    expected = quick(pruned(), **options)
+    work.validated, work.last = 0, 4
+    with pytest.raises(KeyboardInterrupt):
+        quick(pruned(), checkpoint=tmp_path, budget=Budget(evaluations=12), **options)
+    work.last = None
+    assert whole(quick(pruned(), checkpoint=tmp_path, **options)) == whole(expected)
+
+
+def test_seconds_of_a_budget_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    report = quick(pruned(), bits=3, checkpoint=tmp_path)
+    again = quick(pruned(), bits=3, checkpoint=tmp_path)
+    last = json.loads((tmp_path / "levels.jsonl").read_text().splitlines()[-1])[2]
+    assert last <= again.seconds
+    assert last <= report.seconds
+
+
+ROOT = Path(__file__).parents[2]
+
+
+def on_two_ranks(folder: Path, name: str, *more: tuple[str, ...]) -> list[tuple[int, str]]:
+    processes = []
+    for rank in range(2):
+        command = [sys.executable, "-m", "tests.quantize.a_level_search", str(folder / f"{name}-{rank}")]
+        command += [str(folder / "kept"), "--store", str(folder / f"{name}-store"), "--rank", str(rank)]
+        command += more[rank] if more else ()
+        processes.append(subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True))
+    errors = [p.communicate(timeout=300)[1] for p in processes]
+    return [(p.returncode, error) for p, error in zip(processes, errors, strict=True)]
+
+
+def test_ranks_go_on_together(tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    expected = pruned()
+    quick(expected, bits=3, recovery=TRAINING)
+    torch.set_num_threads(threads)
+    stopped = on_two_ranks(tmp_path, "first", ("--stop", "9"), ("--stop", "9"))
+    assert all("KeyboardInterrupt" in error for _, error in stopped), stopped
+    assert (tmp_path / "kept" / "levels.jsonl").exists()
+    found = on_two_ranks(tmp_path, "second")
+    assert [code for code, _ in found] == [0, 0], found
+    for rank in range(2):
+        network = load_file(tmp_path / f"second-{rank}")
+        assert all(torch.equal(network[name], x) for name, x in state(expected).items())
+    other = on_two_ranks(tmp_path, "third", (), ("--bits", "4"))
+    assert all("ArgumentError: arguments: rank(s) [1] hold(s) something else" in error for _, error in other)
+    (tmp_path / "kept" / "levels.jsonl").write_text("none\n")
+    damaged = on_two_ranks(tmp_path, "fourth")
+    assert all("levels.jsonl is damaged" in error for _, error in damaged), damaged
 
 
 def test_what_is_kept_changes_nothing(tmp_path: Path) -> None:
@@ -154,14 +272,16 @@ def test_a_line_that_was_cut_short_is_asked_again(tmp_path: Path, monkeypatch: p
     path = tmp_path / "levels.jsonl"
     lines = path.read_bytes()
     path.write_bytes(lines[:-5])
+    asked = [json.loads(x)[:2] for x in lines.splitlines()[1:]]
     work = Work(monkeypatch)
     assert whole(quick(pruned(), bits=3, checkpoint=tmp_path)) == whole(report)
     assert work.measured + work.coded > 0
-    assert path.read_bytes() == lines
+    assert [json.loads(x)[:2] for x in path.read_bytes().splitlines()[1:]] == asked
 
 
 @pytest.mark.parametrize(
-    "text", ["[1, 2]\n", '{"a": "b"}\n[1]\n', '{"a": "b"}\n["c", "d"]\n', "no json\n", "\xff\n"]
+    "text",
+    ["[1, 2]\n", '{"a": "b"}\n[1]\n', '{"a": "b"}\n["c", "d", 1]\n', "no json\n", "\xff\n", "precious"],
 )
 def test_damaged_journals_are_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "levels.jsonl").write_bytes(text.encode("latin-1"))
@@ -179,7 +299,7 @@ def test_the_journal_is_text_that_holds_no_pickle(tmp_path: Path) -> None:
     quick(pruned(), bits=3, checkpoint=tmp_path)
     first, *others = [json.loads(x) for x in (tmp_path / "levels.jsonl").read_text().splitlines()]
     assert {"goal", "model", "data", "seed"} <= set(first)
-    assert all(isinstance(value, int | float) for _, value in others)
+    assert all(isinstance(x, int | float) for _, *answer in others for x in answer)
 
 
 parts = st.recursive(

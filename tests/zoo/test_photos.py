@@ -165,6 +165,7 @@ def test_blended_ones_show_two_one_of_them_more() -> None:
     [
         (torch.zeros(2, 3, 8, 8), (0.2, 0.2)),
         (torch.zeros(2, 1, 8, 8, dtype=torch.uint8), (0.2, 0.2)),
+        (torch.zeros(0, 3, 8, 8, dtype=torch.uint8), (0.2, 0.2)),
         (torch.zeros(2, 3, 7, 8, dtype=torch.uint8), (0.2, 0.2)),
         (torch.zeros(2, 3, 8, 7, dtype=torch.uint8), (0.2, 0.2)),
         (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), (0.7, 0.5)),

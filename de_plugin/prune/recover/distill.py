@@ -185,13 +185,17 @@ class Distillation:
         for p in live:
             p.requires_grad_(True)
         keeper = Keeper(problem, training, place)
-        keeper.resume()
-        call = self._calls(problem)
-        sources = self._batches(problem, training.step)
+        finished = keeper.resume()
+        call = problem.state_of("distill")["calls"] = self._calls(problem)  # also where there is none left
+        sources = self._batches(problem, call, training.step)
         teacher = self._teacher(problem)
         if teacher is not None and self.augment is not None:
             teacher.check_called(problem, problem.pool.take(problem.search[:1])[0])
-        while training.step < self.steps and (self.patience is None or training.waited < self.patience):
+        while (
+            not finished
+            and training.step < self.steps
+            and (self.patience is None or training.waited < self.patience)
+        ):
             optimizer.param_groups[0]["lr"] = self._rate(training.step)
             put()
             with torch.enable_grad():
@@ -209,6 +213,8 @@ class Distillation:
                 teacher.check_finite()
             training.look(self.validate(problem, held_back), keep)
             keeper.keep()
+        if not finished:
+            keeper.finish()
         best: T = training.best
         return best
 
@@ -221,12 +227,11 @@ class Distillation:
         """Return how many trainings of this problem there were before."""
         return int(problem.state_of("distill").get("calls", -1)) + 1
 
-    def _batches(self, problem: Problem, done: int = 0) -> Iterator[list[Batch]]:
+    def _batches(self, problem: Problem, call: int, done: int = 0) -> Iterator[list[Batch]]:
         """Yield the batches of one step after the other, in epochs of shuffled search samples.
 
         Those of the steps that are done already are drawn, and not read.
         """
-        call = problem.state_of("distill")["calls"] = self._calls(problem)
         generator = problem.generator(3, call)
         items = round(self.batch_size * problem.pool.count / problem.pool.samples)
         items = max(1, min(items, len(problem.search)))

@@ -52,13 +52,15 @@ class Training:
             tensors |= {f"moment/{n}/{key}": x for key, x in moments.items()}
         return tensors, {"step": self.step, "waited": self.waited, "lowest": self.lowest}
 
+    def finish(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take the best of a training of the same set-up that came to its end."""
+        self.best = [tensors[f"best/{n}"].to(p.device) for n, p in enumerate(self.trained)]
+
     def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Go to where `saved` found another training of the same set-up."""
-        best: list[Tensor] = []
         moments: dict[int, dict[str, Tensor]] = {}
         for n, p in enumerate(self.trained):
             p.data.copy_(tensors[f"trained/{n}"])
-            best.append(tensors[f"best/{n}"].to(p.device))
         for name, x in tensors.items():
             kind, _, rest = name.partition("/")
             if kind == "moment":
@@ -66,7 +68,7 @@ class Training:
                 moments.setdefault(int(number), {})[key] = x
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
-        self.best = best
+        self.finish(tensors)
         self.step, self.waited, self.lowest = state["step"], state["waited"], state["lowest"]
 
 
@@ -87,16 +89,26 @@ class Keeper:
         parts = [problem.kept, *(p.detach() for p in training.trained)]
         self._start = 0 if place is None else fingerprint(parts)
 
-    def resume(self) -> None:
-        """Go to where the training was cut off, if it was, and if it began with the same numbers."""
+    def resume(self) -> bool:
+        """Go to where the training was cut off, if it was, and if it began with the same numbers.
+
+        Returns:
+            Whether it came to its end.
+        """
         if self._place is None:
-            return
+            return False
         found = self._place.load()
         if found is not None and found[1]["start"] != self._start:
             found = None  # a budget of seconds, say, has made other masks this time
         self._ranks.check_equal("training kept half-way", -1 if found is None else found[1]["step"])
-        if found is not None:
-            self._training.restore(*found)
+        if found is None:
+            return False
+        tensors, state = found
+        if state.get("finished"):
+            self._training.finish(tensors)
+            return True
+        self._training.restore(tensors, state)
+        return False
 
     def keep(self) -> None:
         """Write how far the training is, unless that was done a moment ago."""
@@ -106,3 +118,10 @@ class Keeper:
         tensors, state = self._training.saved()
         self._place.save(tensors, {**state, "start": self._start})
         self._last = now
+
+    def finish(self) -> None:
+        """Write that the training has come to its end, and its best alone."""
+        if self._place is None or self._ranks.rank != 0:
+            return
+        tensors = {f"best/{n}": x for n, x in enumerate(self._training.best)}
+        self._place.save(tensors, {"step": self._training.step, "finished": True, "start": self._start})

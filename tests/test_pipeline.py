@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from de_plugin import Problem, encode
 from de_plugin.errors import ArgumentError, DEError, FileError, TargetError
 from de_plugin.pipeline import Compression, Stage, compress
-from de_plugin.quantize import RateSearch
+from de_plugin.prune.recover import Distillation
+from de_plugin.quantize import LevelTraining, RateSearch
 
 QUICK: dict[str, Any] = {
     "pruning": {"criterion": "magnitude"},
@@ -182,24 +183,40 @@ def test_what_was_cut_off_goes_on_with_the_same_call(
         measured.append(1)
         return measure(problem, batches)
 
+    looks: list[int] = []
+    validate = Distillation.validate
+
+    def validating(rule: Distillation, problem: Problem, batches: Any) -> float:
+        looks.append(1)
+        return validate(rule, problem, batches)
+
     def told(stage: Stage) -> None:
         seen.append(stage.name)
         if seen.count(stop[0]) == stop[1]:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(Problem, "measure", measuring)
-    options: dict[str, Any] = {**QUICK, "pruning": {"criterion": "de", "schedule": 2}, "bits": 4}
+    monkeypatch.setattr(Distillation, "validate", validating)
+    training = LevelTraining(Distillation(steps=20, batch_size=32, validate_every=5))
+    options: dict[str, Any] = {
+        "pruning": {"criterion": "de", "schedule": 2},
+        "quantizing": {**QUICK["quantizing"], "recovery": training},
+        "bits": 4,
+    }
     expected = copy.deepcopy(model)
     whole = compress(expected, images, tmp_path / "whole", [0.5, 0.75], **options)
-    alone, before = len(measured), state_of(model)
+    alone, before, every = len(measured), state_of(model), len(looks)
     seen: list[str] = []
     kept = {**options, "checkpoint": tmp_path / "kept"}
     with pytest.raises(KeyboardInterrupt):
         compress(model, images, tmp_path / "again", [0.5, 0.75], progress=told, **kept)
     assert same(state_of(model), before)
     measured.clear()
+    looks.clear()
     again = compress(model, images, tmp_path / "again", [0.5, 0.75], **kept)
     assert len(measured) < 0.8 * alone
+    assert every == 10
+    assert len(looks) == 1 + 5  # of the sparsity that was done the start alone, which is made again
     assert (tmp_path / "again").read_bytes() == (tmp_path / "whole").read_bytes()
     assert same(state_of(model), state_of(expected))
     assert again.tried == whole.tried

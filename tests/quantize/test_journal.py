@@ -218,6 +218,7 @@ def on_two_ranks(folder: Path, name: str, *more: tuple[str, ...]) -> list[tuple[
     return [(p.returncode, error) for p, error in zip(processes, errors, strict=True)]
 
 
+@pytest.mark.usefixtures("real_coder")
 def test_ranks_go_on_together(tmp_path: Path) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

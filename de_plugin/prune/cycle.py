@@ -95,8 +95,8 @@ def prune(
         include: name patterns and module types to prune; default all prunable weights.
         exclude: name patterns and module types to leave alone.
         teacher: what the divergence is measured from and distillation learns from, in eval mode, such as the
-            original of a network that was pruned before; None: the model as it is. What recoveries match
-            layer by layer is what the model's own layers gave.
+            original of a network that was pruned before, whose zeros the cycles then begin at; None: the
+            model as it is. What recoveries match layer by layer is what the model's own layers gave.
         divergence: "kl", "js", "mse", "cosine", or a callable on (student outputs, teacher outputs) that
             is 0 for equals. A score for which more is better, such as accuracy, goes in as ``Score(fn)``.
         forward: ``fn(model, inputs) -> outputs`` for models that need more than a call.

@@ -24,7 +24,7 @@ from de_plugin.assess.repair import Repair
 from de_plugin.assess.select import lowest
 from de_plugin.assess.teacher import Forward, ask, check_zero, plain_forward
 from de_plugin.assess.units import ParameterUnits, Pattern
-from de_plugin.errors import ArgumentError, DataError, DEWarning, OutputError, RankError
+from de_plugin.errors import ArgumentError, DataError, DEWarning, OutputError
 from de_plugin.types import Mask, Masks, Scores, Values
 
 
@@ -301,8 +301,6 @@ class Problem:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # a measure that leaves the graph warns in torch
                 mean_gradient(self, self.search[:1])
-        except RankError:
-            raise
         except (RuntimeError, OutputError):
             return False
         return True

@@ -10,13 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from de_plugin.errors import ArgumentError, RankError
+
+T = TypeVar("T")
 
 _GROUPS = 12
 """Parts of a sum over batches; fixed, so that the order of summation is."""
@@ -162,6 +164,37 @@ class Ranks:
                 "arguments, checkpoint folder and number of threads, and the same calibration data in the "
                 "same order (the work is shared out later)"
             )
+
+    def on_first(self, work: Callable[[], None]) -> None:
+        """Let the first rank do something, such as writing a file; an error there stops them all.
+
+        Raises:
+            RankError: the first rank has failed.
+            Exception: on the first rank, what `work` has raised.
+        """
+
+        def run() -> Tensor:
+            if self.rank == 0:
+                work()
+            return torch.zeros(1, dtype=torch.float64)
+
+        self.run_shared(1, run)
+
+    def all_or_none(self, work: Callable[[], T]) -> T:
+        """Do something on every rank and return this rank's result; an error of one stops them all.
+
+        Raises:
+            RankError: another rank has failed.
+            Exception: what `work` has raised here.
+        """
+        found: list[T] = []
+
+        def run() -> Tensor:
+            found.append(work())
+            return torch.zeros(1, dtype=torch.float64)
+
+        self.run_shared(1, run)
+        return found[0]
 
     def wait(self) -> None:
         """Return when every rank has come so far."""

@@ -117,7 +117,7 @@ def _described(value: Any) -> str:
     if value is None or isinstance(value, _PLAIN):
         return repr(value)
     if isinstance(value, FunctionType):
-        code = zlib.crc32(_code(value.__code__).encode())
+        code = zlib.crc32(code_text(value.__code__).encode())
         held = [
             *(cell.cell_contents for cell in value.__closure__ or ()),
             value.__defaults__,
@@ -135,10 +135,12 @@ def _described(value: Any) -> str:
     return f"{kind.__module__}.{kind.__qualname__} {described(attributes)}"
 
 
-def _code(code: CodeType) -> str:
+def code_text(code: CodeType) -> str:
     """Return what a function does, its constants and inner functions with it."""
     constants = [
-        _code(x) if isinstance(x, CodeType) else repr(sorted(map(repr, x)) if isinstance(x, frozenset) else x)
+        code_text(x)
+        if isinstance(x, CodeType)
+        else repr(sorted(map(repr, x)) if isinstance(x, frozenset) else x)
         for x in code.co_consts
     ]
     return f"{code.co_code.hex()} {code.co_names} {constants}"

@@ -133,7 +133,6 @@ def prune(
             seed=seed,
             teacher=teacher,
         )
-        _check_apart(model, teacher)
         plan = Plan.of(
             problem,
             sparsity,
@@ -158,20 +157,6 @@ def prune(
         else:
             attach(model, result.masks)
     return result
-
-
-def _check_apart(model: nn.Module, teacher: nn.Module | None) -> None:
-    """Refuse a teacher that would be changed together with the model."""
-    if teacher is None or teacher is model:
-        return
-    mine = {x.untyped_storage().data_ptr() for x in (*model.parameters(), *model.buffers()) if x.numel()}
-    named = (*teacher.named_parameters(), *teacher.named_buffers())
-    both = [name for name, x in named if x.numel() and x.untyped_storage().data_ptr() in mine]
-    if both:
-        raise ArgumentError(
-            f"teacher: shares {len(both)} tensor(s) with the model, such as {both[0]!r}, and would change "
-            "with it; give copy.deepcopy(...) of the network as it was"
-        )
 
 
 @dataclass
@@ -221,8 +206,13 @@ class Cycles:
         found = int((~problem.kept).sum())
         if problem.teacher is problem.model:
             return found
-        alive = problem.units.reduce([(x != 0).float() for x in problem.units.values()])
-        return max(found, int((alive == 0).sum()))
+        if problem.units.granularity.name != "weight":  # patterns say themselves how many may go
+            return found
+        zeros = problem.units.reduce([(x == 0).float() for x in problem.units.values()]).bool()
+        counts = torch.stack([x.sum() for x in zeros.split([layer.count for layer in problem.units.layers])])
+        if self.plan.quota is not None:
+            counts = torch.minimum(counts, self.plan.quota.to(counts))
+        return max(found, min(int(counts.sum()), self.plan.total))
 
     def _spent(self, share: float = 1.0) -> bool:
         spent = self.plan.budget.spent(self.problem.evaluations, self.started, share)
@@ -253,17 +243,18 @@ class Cycles:
         self.done = number
         if self.store is None:
             return
-        if self.problem.ranks.rank == 0:
-            tensors, state = saved(self.problem)
-            own = {
-                "done": number,
-                "cut_short": self.cut_short,
-                "seconds": self._seconds(),
-                "history": [asdict(x) for x in self.history],
-            }
-            self.store.save(tensors, {**state, "cycles": own})
-            self.store.forget_parts()
-        self.problem.ranks.wait()
+        self.problem.ranks.on_first(partial(self._write, self.store))
+
+    def _write(self, store: Checkpoint) -> None:
+        tensors, state = saved(self.problem)
+        own = {
+            "done": self.done,
+            "cut_short": self.cut_short,
+            "seconds": self._seconds(),
+            "history": [asdict(x) for x in self.history],
+        }
+        store.save(tensors, {**state, "cycles": own})
+        store.forget_parts()
 
     def _resume(self) -> None:
         """Go back to where the checkpoint is, if there is one."""

@@ -21,7 +21,7 @@ from de_plugin.assess.problem import Problem
 from de_plugin.assess.teacher import Forward
 from de_plugin.assess.units import Pattern
 from de_plugin.errors import ArgumentError
-from de_plugin.prune.checkpoint import Checkpoint, asked, described
+from de_plugin.prune.checkpoint import Checkpoint, asked, code_text, described
 from de_plugin.prune.masks import bake
 from de_plugin.prune.target import Budget
 from de_plugin.quantize.allocation import Allocation
@@ -163,7 +163,7 @@ def quantize(
             "levels": levels,
         }
         with _unchanged_on_error(problem), _remembered(problem, checkpoint, told, started) as journal:
-            original = network if teacher is None else teacher
+            original = problem.teacher
             whole = (
                 None
                 if metric is None
@@ -175,8 +175,8 @@ def quantize(
             choice = Allocation(student, goal, books, steps, rule, levels, how, limit, started, whole, tell)
             start = student.divergence({}, problem.held_back)
             found = choice.run()
-        student.write(found.quantization, found.rest)
-        return _report(choice, found, start)
+            student.write(found.quantization, found.rest)
+            return _report(choice, found, start)
 
 
 @contextmanager
@@ -202,7 +202,7 @@ def _remembered(
         **texts,
     }
     problem.ranks.check_equal("arguments", zlib.crc32(json.dumps(identity).encode()))
-    store = Checkpoint(folder, identity, "levels")
+    store = problem.ranks.all_or_none(lambda: Checkpoint(folder, identity, "levels"))
     before, problem.halfway = problem.halfway, store.part
     try:
         journal = Journal(store.path.with_suffix(".jsonl"), identity, problem.ranks, started)
@@ -231,7 +231,7 @@ def _named(metric: Metric) -> str:
     """Return a text that tells a metric's code, not what it holds, which may change whenever it is called."""
     code = getattr(metric, "__code__", None)
     name = getattr(metric, "__qualname__", type(metric).__qualname__)
-    return name if code is None else f"{name} {zlib.crc32(code.co_code):08x}"
+    return name if code is None else f"{name} {zlib.crc32(code_text(code).encode()):08x}"
 
 
 def check_rounding(rounding: Rounding, recovery: Any) -> Compensated | None:

@@ -29,8 +29,8 @@ N = TypeVar("N", int, float)
 
 _PROBES = 3
 """Questions that are always asked: their answers tell of what no argument does."""
-_CLOSE = 1e-3
-"""Relative difference that a device may make between two answers to the same question."""
+_CLOSE, _NOTHING = 1e-3, 1e-6
+"""Differences, relative and in all, that hardware may make between two answers to the same question."""
 
 
 class Journal:
@@ -77,11 +77,11 @@ class Journal:
         self._asked += 1
         if self._asked <= _PROBES:
             found, known = make(), self._known.get(digest([self._asked, *question]))
-            if known is not None and not math.isclose(found, known[0], rel_tol=_CLOSE, abs_tol=1e-9):
+            if known is not None and not math.isclose(found, known[0], rel_tol=_CLOSE, abs_tol=_NOTHING):
                 raise CheckpointError(
                     f"checkpoint: {self.path}: the network measures {found:g} where the search that is kept "
                     f"there had {known[0]:g}; what the arguments don't tell has changed, such as data that a "
-                    "function reads; give another folder"
+                    "function reads, or the hardware; give another folder"
                 )
             return self.pure([self._asked, *question], lambda: found)
         return self.pure([self._asked, *question], make)
@@ -96,11 +96,12 @@ class Journal:
         key = digest(question)
         if key not in self._known:
             answer = make()
-            self._known[key] = (answer, self.seconds)
+            self._known[key] = (answer, 0.0)  # its time has passed on this clock
             if self._ranks.rank == 0 and self._error is None:
                 self._append([key, answer, self.seconds])
         found, seconds = self._known[key]
-        self._seconds, self._since = max(self._seconds, seconds), time.monotonic()
+        if seconds > self._seconds:  # of a search that was cut off
+            self._seconds, self._since = seconds, time.monotonic()
         answered: Any = found
         return answered  # type: ignore[no-any-return]
 

@@ -92,8 +92,9 @@ def test_teachers_that_tell_nothing_are_refused() -> None:
     with pytest.raises(ArgumentError, match="teacher='x': expected a module"):
         de_plugin.prune(student, data(), 0.6, "magnitude", teacher="x")  # type: ignore[arg-type]
     shared = nn.Sequential(*student).eval()
+    training = Distillation(5, hints=Hints(("1",)))
     with pytest.raises(ArgumentError, match=r"teacher: shares 9 tensor\(s\).*'0\.weight'.*deepcopy"):
-        de_plugin.prune(student, data(), 0.6, "magnitude", teacher=shared)
+        de_plugin.prune(student, data(), 0.6, "magnitude", teacher=shared, finish=training)
     assert same(state(student), before)
 
 
@@ -121,3 +122,24 @@ def test_cycles_begin_where_the_model_is() -> None:
     )
     assert min(seen) > 0.4
     assert seen[-1] == pytest.approx(0.8, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "options", "expected"),
+    [
+        (0.5, {}, 0.5),
+        ({"3.weight": 0.5}, {}, 0.5 * 48 / 144),
+        (None, {"granularity": "2:4"}, 0.5),
+        (0.7, {"scope": "layer"}, 0.7),
+        (0.3, {"granularity": "channel"}, 0.3),
+    ],
+)
+def test_a_model_with_more_zeros_than_are_asked_for(sparsity: Any, options: Any, expected: float) -> None:
+    original, student = network(), network()
+    with torch.no_grad():
+        for name in ("0.weight", "3.weight"):
+            weight = student.get_parameter(name)
+            weight[weight.abs() < weight.abs().flatten().kthvalue(int(0.8 * weight.numel())).values] = 0
+    report = de_plugin.prune(student, data(), sparsity, "magnitude", teacher=original, schedule=4, **options)
+    assert report.sparsity == pytest.approx(expected, abs=0.05)
+    assert [h.sparsity for h in report.history] == sorted(h.sparsity for h in report.history)

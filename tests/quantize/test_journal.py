@@ -16,10 +16,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from de_plugin import Budget, Problem
+from de_plugin.assess.ranks import Ranks
 from de_plugin.errors import CheckpointError
 from de_plugin.prune.recover import Distillation, resume
 from de_plugin.quantize import QuantizationReport, Quantized, StraightThrough, quantize
-from de_plugin.quantize.journal import digest
+from de_plugin.quantize.journal import Journal, digest
 from tests.quantize.small import BOOKS, QUICK, QUICK_LEVELS, data, problem, pruned, quick, same, state
 
 TRAINING = Distillation(steps=30, lr=1e-3, batch_size=64, validate_every=5)
@@ -202,6 +203,39 @@ def test_seconds_of_a_budget_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     last = json.loads((tmp_path / "levels.jsonl").read_text().splitlines()[-1])[2]
     assert last <= again.seconds
     assert last <= report.seconds
+
+
+def test_the_clock_of_a_search_goes_on_over_answers_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr("de_plugin.quantize.journal.time.monotonic", lambda: now[0])
+    first = Journal(tmp_path / "j", {}, Ranks(torch.device("cpu")), 90.0)
+    assert first.seconds == 10
+    for _ in range(2):
+        now[0] += 5
+        assert first.pure(["x"], lambda: 1) == 1
+    assert first.seconds == 20
+    now[0] += 7
+    again = Journal(tmp_path / "j", {}, Ranks(torch.device("cpu")), now[0])
+    assert again.seconds == 0
+    assert again.pure(["x"], lambda: 2) == 1
+    assert again.seconds == 15
+    now[0] += 3
+    assert again.seconds == 18
+
+
+def test_a_problems_teacher_is_what_a_loss_is_measured_from() -> None:
+    asked: list[nn.Module] = []
+    given = problem()
+
+    def error(model: nn.Module) -> float:
+        asked.append(model)
+        return 1.0
+
+    quantize(given, max_loss=1.0, metric=error, search=QUICK, levels=None, codebooks=BOOKS)
+    assert asked[0] is given.teacher
+    assert given.teacher is not given.model
 
 
 ROOT = Path(__file__).parents[2]

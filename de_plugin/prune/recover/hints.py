@@ -87,10 +87,25 @@ def untouched(problem: Problem) -> nn.Module:
     """Return the teacher as it was, a model of its own; copied once a problem, before anything changes.
 
     Raises:
-        ArgumentError: the model cannot be copied, or units are zeroed already and it never was.
+        ArgumentError: the model cannot be copied, or units are zeroed already and it never was; or the
+            teacher shares tensors with it.
     """
     own = problem.teacher is not problem.model
+    if own:
+        _check_apart(problem)
     return problem.teacher if own else prepared(problem, "distill", lambda: _copied(problem.model))
+
+
+def _check_apart(problem: Problem) -> None:
+    """Refuse a teacher that is to be asked while it changes together with the model."""
+    mine = {id(x) for x in (*problem.model.parameters(), *problem.model.buffers())}
+    named = (*problem.teacher.named_parameters(), *problem.teacher.named_buffers())
+    both = [name for name, x in named if id(x) in mine]
+    if both:
+        raise ArgumentError(
+            f"teacher: shares {len(both)} tensor(s) with the model, such as {both[0]!r}, and would change "
+            "while it is asked; give copy.deepcopy(...) of the network as it was"
+        )
 
 
 def _copied(model: nn.Module) -> nn.Module:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -112,16 +113,21 @@ class Keeper:
 
     def keep(self) -> None:
         """Write how far the training is, unless that was done a moment ago."""
+        if self._place is not None:
+            self._ranks.on_first(partial(self._write, self._place))
+
+    def _write(self, place: Halfway) -> None:
         now = time.monotonic()
-        if self._place is None or self._ranks.rank != 0 or now - self._last < SECONDS:
+        if now - self._last < SECONDS:
             return
         tensors, state = self._training.saved()
-        self._place.save(tensors, {**state, "start": self._start})
+        place.save(tensors, {**state, "start": self._start})
         self._last = now
 
     def finish(self) -> None:
         """Write that the training has come to its end, and its best alone."""
-        if self._place is None or self._ranks.rank != 0:
+        if self._place is None:
             return
         tensors = {f"best/{n}": x for n, x in enumerate(self._training.best)}
-        self._place.save(tensors, {"step": self._training.step, "finished": True, "start": self._start})
+        state = {"step": self._training.step, "finished": True, "start": self._start}
+        self._ranks.on_first(partial(self._place.save, tensors, state))

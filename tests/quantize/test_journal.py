@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -209,7 +210,7 @@ def test_the_clock_of_a_search_goes_on_over_answers_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [100.0]
-    monkeypatch.setattr("de_plugin.quantize.journal.time.monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     first = Journal(tmp_path / "j", {}, Ranks(torch.device("cpu")), 90.0)
     assert first.seconds == 10
     for _ in range(2):

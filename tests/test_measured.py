@@ -75,16 +75,21 @@ def test_the_readme_tells_of_the_detector_what_was_measured() -> None:
         return round(found)
 
     masks, trained = rows("masks"), rows("gpu-90")
-    evolved, largest = (
-        [again(masks[f"{x} {at}"]) for at in ("80%", "90%")] for x in ("de reconstruct", "magnitude")
+    evolved, solved, largest = (
+        [again(masks[f"{x} {at}"]) for at in ("80%", "90%")]
+        for x in ("de reconstruct", "magnitude reconstruct", "magnitude")
     )
     assert masks["magnitude 80%"]["objects"] == trained["file"]["objects"] == 33
     text = " ".join((ROOT / "README.md").read_text().split())
     assert (
         f"{evolved[0]} are found again at 80 % zeros and {evolved[1]} at 90 % without a gradient step, by "
-        "evolved masks whose survivors are solved anew (the largest weights, not solved anew: "
-        f"{largest[0]} and {largest[1]})"
+        "evolved masks whose survivors are solved anew (the largest weights, solved anew: "
+        f"{solved[0]} and {solved[1]}; not solved anew: {largest[0]} and {largest[1]})"
     ) in text
+    settled, small = rows("settled-80")["de reconstruct settled 80%"], rows("file-80")["file"]
+    assert settled["seconds"] < 3.5 * 60
+    kept = f"{again(settled)} are found again at 80 % zeros and {again(small)} in its file"
+    assert f"{kept} {small['ratio']:.1f} times smaller" in text
     assert trained["distilled"]["seconds"] < 7.5 * 60
     assert f"{again(trained['file'])} are found again at 90 % zeros and four bits" in text
     assert f"in a file {trained['file']['ratio']:.1f} times smaller" in text

@@ -172,13 +172,7 @@ class Ranks:
             RankError: the first rank has failed.
             Exception: on the first rank, what `work` has raised.
         """
-
-        def run() -> Tensor:
-            if self.rank == 0:
-                work()
-            return torch.zeros(1, dtype=torch.float64)
-
-        self.run_shared(1, run)
+        self.all_or_none(lambda: work() if self.rank == 0 else None)
 
     def all_or_none(self, work: Callable[[], T]) -> T:
         """Do something on every rank and return this rank's result; an error of one stops them all.

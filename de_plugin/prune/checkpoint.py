@@ -234,9 +234,8 @@ class Checkpoint:
 
     def forget_parts(self) -> None:
         """Delete what was kept of work that is done."""
-        for path in self.path.parent.glob(
-            f"{self.path.stem}{_PART}*"
-        ):  # those of a write that was killed, too
+        mine = f"{self.path.stem}{_PART}*"  # those of a write that was killed, too
+        for path in self.path.parent.glob(mine):
             path.unlink(missing_ok=True)
 
     def save(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:

@@ -52,7 +52,7 @@ class Journal:
         self.path = path
         self._ranks = ranks
         self._asked = 0
-        self._known: dict[str, tuple[float, float]] = {}
+        self._known: dict[str, tuple[Any, float]] = {}
         self._seconds, self._since = 0.0, started
         self._error: CheckpointError | None = None
         self._together(lambda: self._open(identity))
@@ -99,11 +99,11 @@ class Journal:
             self._known[key] = (answer, 0.0)  # its time has passed on this clock
             if self._ranks.rank == 0 and self._error is None:
                 self._append([key, answer, self.seconds])
+        found: N
         found, seconds = self._known[key]
         if seconds > self._seconds:  # of a search that was cut off
             self._seconds, self._since = seconds, time.monotonic()
-        answered: Any = found
-        return answered  # type: ignore[no-any-return]
+        return found
 
     def close(self) -> None:
         """Tell all ranks of what could not be written."""
@@ -112,13 +112,12 @@ class Journal:
     def _together(self, work: Callable[[], None]) -> None:
         """Do something on all ranks; what one raises, or has met before, stops them all."""
 
-        def run() -> Tensor:
+        def run() -> None:
             if self._error is not None:
                 raise self._error
             work()
-            return torch.zeros(1, dtype=torch.float64)
 
-        self._ranks.run_shared(1, run)
+        self._ranks.all_or_none(run)
 
     def _open(self, identity: Mapping[str, str]) -> None:
         lines = _read(self.path)

@@ -25,8 +25,7 @@ def main() -> None:
     parser.add_argument("--bits", type=int, default=3)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    store = dist.FileStore(str(options.store), 2)  # type: ignore[attr-defined]
-    dist.init_process_group("gloo", store=store, rank=options.rank, world_size=2)
+    dist.init_process_group("gloo", f"file://{options.store}", rank=options.rank, world_size=2)
     told: list[Any] = []
 
     def tell(point: Any) -> None:

@@ -45,8 +45,8 @@ def save(
         What the file holds and where its bytes went.
 
     Raises:
-        ArgumentError: the state holds something else than dense tensors, a name or the metadata cannot
-            be written, or levels are not exact in their type.
+        ArgumentError: the state is no dict or holds something else than dense tensors, a name or the
+            metadata cannot be written, or levels are not exact in their type.
         FileError: the file cannot be written.
 
     >>> import tempfile
@@ -99,6 +99,11 @@ def packed(
     Raises:
         ArgumentError: as `save`.
     """
+    if not isinstance(state, Mapping):
+        raise ArgumentError(
+            f"state: is a {type(state).__name__}, expected a dict of tensors by name: give the path first, "
+            "then model.state_dict(), or what `quantize` returned"
+        )
     if strangers := [name for name in dtypes if not isinstance(state.get(name), Quantized)]:
         raise ArgumentError(f"dtypes: {', '.join(map(repr, strangers))}: no quantized tensor has this name")
     seen: dict[Hashable, int] = {}

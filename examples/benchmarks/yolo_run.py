@@ -175,17 +175,8 @@ class Run:
         }
 
     def found(self, model: Darknet) -> list[list[Detection]]:
-        """Everything that a network finds with any score that AP counts."""
-        result = []
-        model.eval()
-        with torch.no_grad():
-            for images, at in zip(
-                self.photos.images.split(BATCH), range(0, len(self.photos.images), BATCH), strict=True
-            ):
-                decoded = decode(forward(model, images.to(self.options.device)), model.heads, model.size)
-                sizes = self.photos.sizes[at : at + BATCH]
-                result += detections(decoded, sizes, model.size, threshold=0.005)
-        return result
+        """Everything that a network finds in the evaluation images with any score that AP counts."""
+        return found(model, self.photos, self.options.device)
 
     def told(self, stage: str, model: Darknet, spent: Row) -> Row:
         """Measure a network on the evaluation images.
@@ -247,6 +238,18 @@ class Run:
         with safe_open(path, "pt") as file:
             model.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
             return model, json.loads(file.metadata()["spent"])
+
+
+def found(model: Darknet, photos: Photos, device: str) -> list[list[Detection]]:
+    """Return everything that a network finds in each image with a score that AP counts, .005 or more."""
+    result = []
+    model.eval()
+    with torch.no_grad():
+        for at in range(0, len(photos.images), BATCH):
+            images, sizes = photos.images[at : at + BATCH], photos.sizes[at : at + BATCH]
+            decoded = decode(forward(model, images.to(device)), model.heads, model.size)
+            result += detections(decoded, sizes, model.size, threshold=0.005)
+    return result
 
 
 def forward(model: nn.Module, images: Tensor) -> Any:

@@ -3,8 +3,8 @@
 It is imported as ``de_plugin.zoo``. ``teacher("lenet5", "mnist")`` gives a trained network,
 ``mnist()`` and ``fashion_mnist()`` give the data, ``MODELS`` and ``DATA`` say what there is.
 ``darknet(cfg, weights)`` reads a detector; ``letterbox``, ``decode`` and ``detections`` go with it;
-``read_photos`` reads what it looks at, ``Impressions`` makes more of that, and ``retention`` compares what
-two detectors find.
+``read_photos`` reads what it looks at, ``Impressions`` makes more of that, and ``retention`` and
+``missed`` compare what two detectors find.
 ``crepe()`` is a trained pitch tracker, and ``tones`` makes what it listens to.
 ``minilm()`` is a trained encoder of sentences; ``sentences()`` are some, and ``token_ids``
 turns them into its inputs.
@@ -28,7 +28,7 @@ from .impressions import Impressions
 from .minilm import MiniLM, minilm, token_ids
 from .models import MODELS, lenet5, lenet300, mlpnet, resnet, vit
 from .photos import FreshViews, Photos, mosaic, photo_files, read_photo, read_photos, varied
-from .retention import Retention, retention
+from .retention import Missed, Retention, missed, retention
 from .sentences import Sentences, sentences
 from .teachers import teacher
 from .tones import Tones, tones
@@ -44,6 +44,7 @@ __all__ = [
     "Head",
     "Impressions",
     "MiniLM",
+    "Missed",
     "Photos",
     "Retention",
     "Sentences",
@@ -61,6 +62,7 @@ __all__ = [
     "letterbox",
     "load_checkpoint",
     "minilm",
+    "missed",
     "mlpnet",
     "mnist",
     "mosaic",

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from de_plugin.errors import ArgumentError, DataError
 
@@ -34,6 +35,22 @@ class Retention:
         return self.found / self.objects if self.objects else 1.0
 
 
+@dataclass(frozen=True)
+class Missed:
+    """An object that the original finds and the compressed network does not.
+
+    Attributes:
+        image: which, from 0.
+        object: what the original finds.
+        score: the highest that the compressed network gives the same class there, 0 where it has none; at
+            least the threshold where another object has taken that detection.
+    """
+
+    image: int
+    object: Detection
+    score: float
+
+
 def retention(
     original: Sequence[Sequence[Detection]],
     compressed: Sequence[Sequence[Detection]],
@@ -58,6 +75,49 @@ def retention(
         ArgumentError: a number is not from 0 to 1.
         DataError: the two don't have as many images.
     """
+    _check(original, compressed, confidence, threshold, overlap)
+    found = objects = extra = detections = 0
+    for theirs, ours in zip(original, compressed, strict=True):
+        seen = [x for x in theirs if x.score >= threshold]
+        mine = [x for x in ours if x.score >= threshold]
+        wanted = [x for x in seen if x.score > confidence]
+        objects, detections = objects + len(wanted), detections + len(seen)
+        found += len(wanted) - len(_alone(wanted, mine, overlap))
+        extra += len(mine) - (len(seen) - len(_alone(seen, mine, overlap)))
+    return Retention(found, objects, extra, detections)
+
+
+def missed(
+    original: Sequence[Sequence[Detection]],
+    compressed: Sequence[Sequence[Detection]],
+    confidence: float = 0.8,
+    threshold: float = 0.5,
+    overlap: float = 0.5,
+) -> list[Missed]:
+    """Return the objects that `retention` does not count as found again, in the order of the images.
+
+    Arguments and errors are those of `retention`; what the compressed network finds below ``threshold`` is
+    looked at for the scores alone.
+    """
+    _check(original, compressed, confidence, threshold, overlap)
+    result = []
+    for image, (theirs, ours) in enumerate(zip(original, compressed, strict=True)):
+        wanted = [x for x in theirs if x.score >= threshold and x.score > confidence]
+        for one in _alone(wanted, [x for x in ours if x.score >= threshold], overlap):
+            same = [x for x in ours if x.label == one.label]
+            there = (_overlaps(one, same) >= overlap).tolist() if same else []
+            scores = [x.score for x, near in zip(same, there, strict=True) if near]
+            result.append(Missed(image, one, max(scores, default=0.0)))
+    return result
+
+
+def _check(
+    original: Sequence[object],
+    compressed: Sequence[object],
+    confidence: float,
+    threshold: float,
+    overlap: float,
+) -> None:
     for name, value in (("confidence", confidence), ("threshold", threshold), ("overlap", overlap)):
         if not 0 <= value <= 1:
             raise ArgumentError(f"{name} is {value}, expected 0 to 1")
@@ -66,26 +126,20 @@ def retention(
             f"original has {len(original)} images and compressed {len(compressed)}: give those of the "
             "same images"
         )
-    found = objects = extra = detections = 0
-    for theirs, ours in zip(original, compressed, strict=True):
-        seen = [x for x in theirs if x.score >= threshold]
-        mine = [x for x in ours if x.score >= threshold]
-        wanted = [x for x in seen if x.score > confidence]
-        objects, detections = objects + len(wanted), detections + len(seen)
-        found += _matches(wanted, mine, overlap)
-        extra += len(mine) - _matches(seen, mine, overlap)
-    return Retention(found, objects, extra, detections)
 
 
-def _matches(wanted: Sequence[Detection], mine: Sequence[Detection], overlap: float) -> int:
-    """How many of the wanted have a partner of their own."""
-    free = list(mine)
+def _overlaps(one: Detection, others: Sequence[Detection]) -> Tensor:
+    return overlaps(torch.tensor(one.box), torch.tensor([x.box for x in others]))
+
+
+def _alone(wanted: Sequence[Detection], mine: Sequence[Detection], overlap: float) -> list[Detection]:
+    """Return those of the wanted that have no partner of their own, the most confident first."""
+    free, alone = list(mine), []
     for one in sorted(wanted, key=lambda x: -x.score):
         same = [x for x in free if x.label == one.label]
-        if not same:
-            continue
-        shares = overlaps(torch.tensor(one.box), torch.tensor([x.box for x in same]))
-        best = int(shares.argmax())
-        if float(shares[best]) >= overlap:
-            free.remove(same[best])
-    return len(mine) - len(free)
+        shares = _overlaps(one, same) if same else torch.empty(0)
+        if (shares >= overlap).any():
+            free.remove(same[int(shares.argmax())])
+        else:
+            alone.append(one)
+    return alone

@@ -134,6 +134,13 @@ def test_what_is_no_dense_tensor_is_refused(value: Tensor, match: str) -> None:
         dumps({"w": value})
 
 
+@pytest.mark.parametrize("given", [nn.Linear(2, 2), "net.de.safetensors", [torch.ones(2)]])
+def test_what_is_no_state_dict_is_refused_and_nothing_written(path: Path, given: Any) -> None:
+    with pytest.raises(ArgumentError, match=f"state: is a {type(given).__name__}.*give the path first"):
+        save(path, given)
+    assert not path.exists()
+
+
 @pytest.mark.parametrize("metadata", [{"a": 1}, {2: "a"}, {"a": "\ud800"}])
 def test_metadata_that_cannot_be_written_are_refused(metadata: dict[str, str]) -> None:
     with pytest.raises(ArgumentError, match="metadata"):

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from de_plugin.errors import ArgumentError, DataError
-from de_plugin.zoo import Detection, Retention, retention
+from de_plugin.zoo import Detection, Missed, Retention, missed, retention
 
 SCORES = st.sampled_from([0.5, 0.6, 0.79, 0.81, 0.95])
 CORNERS = st.integers(0, 6).map(float)
@@ -45,6 +45,24 @@ def test_the_surest_object_chooses_first() -> None:
     assert retention([[at(3, 0.81), at(0, 0.99)]], [[at(1), at(5)]]).found == 2
 
 
+@given(IMAGES, st.data())
+def test_every_object_is_found_again_or_missed(images: list[list[Detection]], data: st.DataObject) -> None:
+    others = data.draw(st.lists(st.lists(DETECTIONS, max_size=5), min_size=len(images), max_size=len(images)))
+    kept, lost = retention(images, others), missed(images, others)
+    assert len(lost) == kept.objects - kept.found
+    assert [x.image for x in lost] == sorted(x.image for x in lost)
+    assert all(x.object in images[x.image] and x.object.score > 0.8 for x in lost)
+    assert missed(images, images) == []
+
+
+def test_what_is_missed_is_told_with_what_the_network_still_gives_it() -> None:
+    original = [[at(0), at(50, 0.7)], [at(0, 0.95), at(20, 0.85)]]
+    compressed = [[at(1, 0.3), at(0, 0.9, label=1)], [at(0, 0.6), at(1, 0.2), at(60, 0.9)]]
+    assert missed(original, compressed) == [Missed(0, at(0), 0.3), Missed(1, at(20, 0.85), 0.0)]
+    # One detection for two objects: the second still has its score.
+    assert missed([[at(0, 0.9), at(1, 0.85)]], [[at(0, 0.7)]]) == [Missed(0, at(1, 0.85), 0.7)]
+
+
 @pytest.mark.parametrize("other", [at(0, label=1), at(6), at(0, score=0.4)])
 def test_another_class_place_or_a_low_score_is_not_a_finding(other: Detection) -> None:
     kept = retention([[at(0)]], [[other]])
@@ -62,3 +80,7 @@ def test_what_cannot_be_compared_is_refused() -> None:
         retention([[]], [])
     with pytest.raises(ArgumentError, match="overlap is 2"):
         retention([], [], overlap=2)
+    with pytest.raises(DataError, match="original has 1 images and compressed 0"):
+        missed([[]], [])
+    with pytest.raises(ArgumentError, match="confidence is -1"):
+        missed([], [], confidence=-1)

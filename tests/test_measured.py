@@ -86,6 +86,8 @@ def test_the_readme_tells_of_the_detector_what_was_measured() -> None:
         "evolved masks whose survivors are solved anew (the largest weights, solved anew: "
         f"{solved[0]} and {solved[1]}; not solved anew: {largest[0]} and {largest[1]})"
     ) in text
+    assert again(masks["de reconstruct 75%"]) == 33
+    assert "evolved masks of 75 % keep all 33" in text
     settled, small = rows("settled-80")["de reconstruct settled 80%"], rows("file-80")["file"]
     assert settled["seconds"] < 3.5 * 60
     kept = f"{again(settled)} are found again at 80 % zeros and {again(small)} in its file"

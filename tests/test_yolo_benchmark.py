@@ -153,6 +153,48 @@ def test_training_on_fresh_views_at_the_networks_own_size(
         assert any(bool((one[n] != other[n]).any()) for n in one)
 
 
+def test_impressions_go_on_where_they_were_cut_off(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Impressions, "__init__", partialmethod(Impressions.__init__, steps=2, batch=2))
+    at = command.index("--stages")
+    asked = [*command[:at], *command[at + 1 + len(STAGES) :], "--stages", "distilled", "--impressions", "5"]
+    whole = [*asked, "--work", str(tmp_path / "whole"), "--json", str(tmp_path / "whole.json")]
+    made = Impressions.__call__
+    parts: list[int] = []
+
+    def counted(self: Impressions, model: Any, starts: Any, generator: Any) -> Any:
+        parts.append(len(starts))
+        return made(self, model, starts, generator)
+
+    def second_fails(*given: Any) -> Any:
+        if len(parts) == 1:
+            raise KeyboardInterrupt
+        return counted(*given)
+
+    monkeypatch.setattr(Impressions, "__call__", counted)
+    rows = run(whole, monkeypatch)
+    assert parts == [2, 2, 1]
+    parts.clear()
+    monkeypatch.setattr(Impressions, "__call__", second_fails)
+    with pytest.raises(KeyboardInterrupt):
+        run(asked, monkeypatch)
+    assert [p.name for p in (tmp_path / "work").glob("impressions*")] == [
+        "impressions-32x32-part-0.safetensors"
+    ]
+    assert (tmp_path / "work" / "distilled.seconds").exists()
+    monkeypatch.setattr(Impressions, "__call__", counted)
+    again = run(asked, monkeypatch)
+    assert parts == [2, 2, 1]
+    assert not (tmp_path / "work" / "distilled.seconds").exists()
+    name = "impressions-32x32.safetensors"
+    images = [load_file(tmp_path / work / name)["images"] for work in ("whole", "work")]
+    assert torch.equal(*images)
+    assert [{**x, "seconds": 0, "peak_gib": 0} for x in rows] == [
+        {**x, "seconds": 0, "peak_gib": 0} for x in again
+    ]
+
+
 def test_evolved_masks_are_trained_as_well(
     command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -60,23 +60,41 @@ def test_a_network_and_its_file_find_all_and_one_that_is_blind_misses_all(
     same, file, blind = run(
         folder, monkeypatch, "same.safetensors", "same.de.safetensors", "blind.safetensors"
     )
-    assert same["objects_08"] > 0
+    assert same["objects"] > 0
     for one in (same, file):
-        assert one["found_08"] == one["objects_08"]
-        assert one["found_05"] == one["objects_05"] == one["detections"]
-        assert (one["missed"], one["extra_detections"], one["images"]) == ([], 0, 3)
+        assert one["found_08"] == one["objects"]
+        assert one["found_05"] == one["detections"]
+        assert (one["missed"], one["extra_detections"]) == ([], 0)
     assert blind["found_08"] == 0
-    assert len(blind["missed"]) == blind["objects_08"] == same["objects_08"]
+    assert len(blind["missed"]) == blind["objects"] == same["objects"]
     assert all(x["original"] > 0.8 > x["score"] for x in blind["missed"])
+    assert {x["image"] for x in blind["missed"]} <= {"0.png", "1.png", "2.png"}
+    count, detections = blind["objects"], blind["detections"]
     lines = capsys.readouterr().out.splitlines()
-    told = [x for x in lines if x.startswith("  ")]
-    assert len(told) == blind["objects_08"]
-    assert lines[2].startswith(f"blind.safetensors: 0 of {blind['objects_08']} above .8")
+    assert lines[2] == (
+        f"blind.safetensors: 0 of {count} above .8, 0 of {detections} above .5, 0 extra beside {detections}"
+    )
+    first = blind["missed"][0]
+    assert first["label"] == 0
+    assert lines[3] == f"  {first['image']}: cat {first['original']:.2f} -> {first['score']:.2f}"
+    assert len(lines) == 3 + count
 
 
 def test_what_is_no_network_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_file({"other": torch.zeros(2)}, folder / "other.safetensors")
-    with pytest.raises(SystemExit, match=r"--networks .*other.safetensors: is no network of"):
-        run(folder, monkeypatch, "other.safetensors")
-    with pytest.raises(SystemExit, match=r"--networks .*nothing.safetensors: is no network of"):
-        run(folder, monkeypatch, "nothing.safetensors")
+    for name in ("other", "nothing", "nothing.de"):
+        with pytest.raises(
+            SystemExit, match=rf"--networks .*{name}.safetensors: cannot be read into .*--work"
+        ):
+            run(folder, monkeypatch, f"{name}.safetensors")
+    assert not (folder / "rows.json").exists()
+
+
+def test_rows_are_added_to_those_of_the_same_images_alone(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = run(folder, monkeypatch, "same.safetensors")
+    assert run(folder, monkeypatch, "same.safetensors") == first
+    (folder / "images" / "0.png").unlink()
+    with pytest.raises(SystemExit, match="its settings is .* give another file"):
+        run(folder, monkeypatch, "same.safetensors")

@@ -55,6 +55,10 @@ def save(
     >>> info.ratio > 100
     True
     """
+    if isinstance(path, Mapping):
+        raise ArgumentError(
+            "path: is a dict, expected the path of a file; the path comes first, then the state"
+        )
     data, info = packed(state, metadata, dtypes=dtypes)
     with whole(path) as draft:
         draft.write_bytes(data)
@@ -101,8 +105,8 @@ def packed(
     """
     if not isinstance(state, Mapping):
         raise ArgumentError(
-            f"state: is a {type(state).__name__}, expected a dict of tensors by name: give the path first, "
-            "then model.state_dict(), or what `quantize` returned"
+            f"state: is a {type(state).__name__}, expected a dict of tensors by name, such as "
+            "model.state_dict() or the .state of what `quantize` returned"
         )
     if strangers := [name for name in dtypes if not isinstance(state.get(name), Quantized)]:
         raise ArgumentError(f"dtypes: {', '.join(map(repr, strangers))}: no quantized tensor has this name")

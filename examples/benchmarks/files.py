@@ -290,6 +290,8 @@ def line(row: dict[str, Any]) -> str:
     cells = [
         f"{network}, {data}",
         recipe,
+        f"{100 * row['sparsity']:.1f} %",
+        f"{row['bits']:.1f}",
         f"{row['bytes']:,}",
         f"{row['ratio']:.{1 if row['ratio'] < 100 else 0}f}",
         f"{row['error_percent']:.2f} %",

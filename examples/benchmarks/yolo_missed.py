@@ -1,68 +1,73 @@
 """What networks that `yolo.py` made miss of the original's objects, one by one, in any folder of images.
 
 `yolo.py` measures on images that a network has not seen; this tells as well what it finds in those that it
-was trained on, so that what it has not learned can be told from what it has not been shown. An object counts
-as there. Networks are `.safetensors` of a `--work`, or files of de_plugin, named `*.de.safetensors`.
+was trained on, so that what it has not learned can be told from what it has not been shown. Objects
+and findings are as in `yolo.py`. Networks are `.safetensors` of its `--work`, or files of de_plugin, named
+`*.de.safetensors`.
 """
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 import torch
-from rows import versions, write
+from rows import opened, versions, write
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from yolo_run import Row, found
+from yolo_settings import digest, together
 
 import de_plugin
+from de_plugin.errors import DEError
 from de_plugin.zoo import Darknet, Detection, Photos, darknet, missed, photo_files, read_photos, retention
 
 
 def network(options: argparse.Namespace, path: Path) -> Darknet:
     """Return a network that a run of `yolo.py` kept, or its file."""
     model = darknet(options.cfg).to(options.device)
-    if path.name.endswith(".de.safetensors"):
-        de_plugin.load(path, into=model)
-        return model
     try:
-        model.load_state_dict(load_file(path))
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise SystemExit(f"--networks {path}: is no network of {options.cfg} ({error})") from error
+        if path.name.endswith(".de.safetensors"):
+            de_plugin.load(path, into=model)
+        else:
+            model.load_state_dict(load_file(path))
+    except (OSError, SafetensorError, RuntimeError, DEError) as error:
+        told = str(error).splitlines()[0]
+        raise SystemExit(
+            f"--networks {path}: cannot be read into {options.cfg} ({told}); give networks that yolo.py kept "
+            "in its --work with the same --cfg, or its file"
+        ) from error
     return model
 
 
-def row(name: str, photos: Photos, seen: list[list[Detection]], ours: list[list[Detection]]) -> Row:
+def row(path: Path, photos: Photos, seen: list[list[Detection]], ours: list[list[Detection]]) -> Row:
     """Compare what a network finds with what the original does."""
     sure, all_ = (retention(seen, ours, confidence=x) for x in (0.8, 0.5))
     lost = [
         {
             "image": photos.names[one.image],
-            "label": one.object.label,
-            "original": one.object.score,
+            "label": one.wanted.label,
+            "original": one.wanted.score,
             "score": one.score,
         }
         for one in missed(seen, ours, confidence=0.8)
     ]
     return {
-        "network": name,
-        "images": len(photos.names),
+        "network": path.name,
+        "digest": digest(path),
         "found_08": sure.found,
-        "objects_08": sure.objects,
+        "objects": sure.objects,
         "found_05": all_.found,
-        "objects_05": all_.objects,
-        "extra_detections": all_.extra,
         "detections": all_.detections,
+        "extra_detections": all_.extra,
         "missed": lost,
     }
 
 
 def told(one: Row, names: list[str]) -> str:
     """Return a row as text, a line an object that is missed."""
-    sure = f"{one['found_08']} of {one['objects_08']} above .8"
-    all_ = f"{one['found_05']} of {one['objects_05']} above .5"
+    sure = f"{one['found_08']} of {one['objects']} above .8"
+    all_ = f"{one['found_05']} of {one['detections']} above .5"
     extra = f"{one['extra_detections']} extra beside {one['detections']}"
     lines = [f"{one['network']}: {sure}, {all_}, {extra}"]
     for x in one["missed"]:
@@ -79,20 +84,28 @@ def main() -> None:
     parser.add_argument("--images", type=Path, required=True, help="a folder")
     parser.add_argument("--networks", type=Path, nargs="+", required=True)
     parser.add_argument("--names", type=Path, help="names of the classes, a line each")
-    parser.add_argument("--json", type=Path, required=True, help="written")
+    parser.add_argument("--json", type=Path, required=True, help="read where it exists, and written")
     parser.add_argument("--device", default="cpu", help="such as cuda")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    names = [] if options.names is None else options.names.read_text().split("\n")
+    names = [] if options.names is None else options.names.read_text().splitlines()
+    settings = {
+        "cfg": digest(options.cfg),
+        "weights": digest(options.weights),
+        "images": together(photo_files(options.images)),
+        "device": options.device,
+    }
+    document = opened(
+        options.json, {"versions": versions(), "settings": settings, "rows": []}, ("versions", "settings")
+    )
     original = darknet(options.cfg, options.weights).to(options.device)
     photos = read_photos(photo_files(options.images), original.size)
     seen = found(original, photos, options.device)
-    document: dict[str, Any] = {"versions": versions(), "rows": []}
     for path in options.networks:
-        ours = found(network(options, path), photos, options.device)
-        document["rows"].append(row(path.name, photos, seen, ours))
-        print(told(document["rows"][-1], names), flush=True)
+        one = row(path, photos, seen, found(network(options, path), photos, options.device))
+        document["rows"] = [x for x in document["rows"] if x["network"] != path.name] + [one]
+        print(told(one, names), flush=True)
         write(options.json, document)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from clock import Clock
 from memory import KNOWN, forget_peak, peak
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -134,26 +135,45 @@ class Run:
         return images
 
     def _impressions(self, images: Tensor) -> Tensor:
-        """Return what the original makes of mosaics, and as often of noise; once, kept in `--work`."""
+        """Return what the original makes of mosaics, and as often of noise; once, kept in `--work`.
+
+        They are made, and kept, a part after the other, so that they go on where they were cut off.
+        """
         height, width = images.shape[-2:]
-        path = self.options.work / f"impressions-{height}x{width}.safetensors"
-        if not path.exists():
-            draw = torch.Generator().manual_seed(self.options.seed)
-            count = self.options.impressions
-            chosen = images[torch.randint(len(images), (count // 2,), generator=draw)]
-            noise = 0.5 * torch.randn(count - count // 2, 3, height // 8, width // 8, generator=draw)
-            views = FreshViews(plain=0.0, mosaics=1.0)
-            starts = [views(part, draw) for part in chosen.split(64) if len(part)]
-            starts += [
-                as_bytes(F.interpolate(part, (height, width), mode="bilinear").sigmoid())
-                for part in noise.split(64)
-            ]
+        name = f"impressions-{height}x{width}"
+        path = self.options.work / f"{name}.safetensors"
+        if path.exists():
+            return load_file(path)["images"]
+        change = Impressions(steps=self.options.impression_steps)
+        starts = self._starts(images).split(change.batch)
+        places = [self.options.work / f"{name}-part-{n}.safetensors" for n in range(len(starts))]
+        for n, (part, place) in enumerate(zip(starts, places, strict=True)):
+            if place.exists():
+                continue
             started = time.monotonic()
-            made = Impressions(steps=self.options.impression_steps)(self.original, torch.cat(starts), draw)
-            print(f"{count} impressions in {time.monotonic() - started:.0f} s", flush=True)
-            with whole(path) as draft:
-                save_file({"images": made}, draft)
-        return load_file(path)["images"]
+            made = change(self.original, part, torch.Generator().manual_seed(self.options.seed + n))
+            _keep(made, place)
+            print(f"{len(part)} impressions in {time.monotonic() - started:.0f} s", flush=True)
+        made = torch.cat([load_file(place)["images"] for place in places])
+        _keep(made, path)
+        for place in places:
+            place.unlink()
+        return made
+
+    def _starts(self, images: Tensor) -> Tensor:
+        """Return what impressions begin at: views of photographs, and as often smooth noise."""
+        height, width = images.shape[-2:]
+        draw = torch.Generator().manual_seed(self.options.seed)
+        count = self.options.impressions
+        chosen = images[torch.randint(len(images), (count // 2,), generator=draw)]
+        noise = 0.5 * torch.randn(count - count // 2, 3, height // 8, width // 8, generator=draw)
+        views = FreshViews(plain=0.0, mosaics=1.0)
+        starts = [views(part, draw) for part in chosen.split(64) if len(part)]
+        starts += [
+            as_bytes(F.interpolate(part, (height, width), mode="bilinear").sigmoid())
+            for part in noise.split(64)
+        ]
+        return torch.cat(starts)
 
     def shared(self, samples: int | None, size: tuple[int, int] | None = None) -> dict[str, Any]:
         """What `prune` and `quantize` are told alike, images of a size, the network's own, among it.
@@ -216,32 +236,33 @@ class Run:
     def kept(self, stage: str, make: Callable[[Darknet], Any]) -> tuple[Darknet, Row]:
         """Return a network that `make` has changed, and what that took: once, then from the work folder.
 
-        Seconds, and GiB at the peak, of the processor's memory, where the system tells. What a search that
-        was cut off had taken before is not counted.
+        Seconds, those of tries that were cut off among them, and GiB at the peak of the last try, of the
+        processor's memory, where the system tells.
         """
         path = self.options.work / f"{named(stage)}.safetensors"
         model = self.network()
         if not path.exists():
             if KNOWN:
                 forget_peak()
-            started = time.monotonic()
-            make(model)
-            spent = {
-                "seconds": time.monotonic() - started,
-                "peak_gib": peak() / 2**30 if KNOWN else None,
-                "device": device_name(self.options.device),
-                "torch": torch.__version__,
-            }
-            with whole(path) as draft:
-                told = {"spent": json.dumps(spent)}
-                save_file({k: v.contiguous() for k, v in model.state_dict().items()}, draft, told)
+            with Clock(self.options.work / f"{named(stage)}.seconds") as clock:
+                make(model)
+                spent = {
+                    "seconds": clock.seconds,
+                    "peak_gib": peak() / 2**30 if KNOWN else None,
+                    "device": device_name(self.options.device),
+                    "torch": torch.__version__,
+                }
+                with whole(path) as draft:
+                    told = {"spent": json.dumps(spent)}
+                    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, draft, told)
+            clock.forget()
         with safe_open(path, "pt") as file:
             model.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
             return model, json.loads(file.metadata()["spent"])
 
 
 def found(model: Darknet, photos: Photos, device: str) -> list[list[Detection]]:
-    """Return everything that a network finds in each image with a score that AP counts, .005 or more."""
+    """Return everything that a network finds in each image with a score that AP counts, above .005."""
     result = []
     model.eval()
     with torch.no_grad():
@@ -250,6 +271,12 @@ def found(model: Darknet, photos: Photos, device: str) -> list[list[Detection]]:
             decoded = decode(forward(model, images.to(device)), model.heads, model.size)
             result += detections(decoded, sizes, model.size, threshold=0.005)
     return result
+
+
+def _keep(images: Tensor, path: Path) -> None:
+    """Write images, whole or not at all."""
+    with whole(path) as draft:
+        save_file({"images": images}, draft)
 
 
 def forward(model: nn.Module, images: Tensor) -> Any:

@@ -26,8 +26,8 @@ _FREE = ("json", "work", "stages", "pictures", "names", "memory", "threads", "de
 def check_apart(options: argparse.Namespace) -> None:
     """Refuse to measure on images that the choice has seen, too few for what is asked, and odd sizes."""
     files = [path for folder in options.images for path in photo_files(folder)]
-    seen = {_digest(path) for path in files}
-    both = [path.name for path in photo_files(options.eval_images) if _digest(path) in seen]
+    seen = {digest(path) for path in files}
+    both = [path.name for path in photo_files(options.eval_images) if digest(path) in seen]
     if both:
         raise SystemExit(
             f"--eval-images: {', '.join(both[:5])} and so on are among --images too; leave them out"
@@ -60,22 +60,23 @@ def check_apart(options: argparse.Namespace) -> None:
 
 
 @cache
-def _digest(path: Path) -> str:
+def digest(path: Path) -> str:
+    """Return what tells a file from others by what it holds."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _together(paths: Iterable[Path]) -> str:
+def together(paths: Iterable[Path]) -> str:
     """Return one digest of what several files hold, in their order."""
-    return hashlib.sha256("".join(map(_digest, paths)).encode()).hexdigest()[:16]
+    return hashlib.sha256("".join(map(digest, paths)).encode()).hexdigest()[:16]
 
 
 def settings(options: argparse.Namespace) -> dict[str, Any]:
     """Return what rows depend on, as JSON holds it: options, and of files what is in them."""
     given = {name: value for name, value in vars(options).items() if name not in _FREE}
-    given["images"] = [_together(photo_files(folder)) for folder in options.images]
-    given["eval_images"] = _together(photo_files(options.eval_images))
-    given["labels"] = None if options.labels is None else _together(sorted(options.labels.glob("*.txt")))
-    return {name: _digest(value) if isinstance(value, Path) else value for name, value in given.items()}
+    given["images"] = [together(photo_files(folder)) for folder in options.images]
+    given["eval_images"] = together(photo_files(options.eval_images))
+    given["labels"] = None if options.labels is None else together(sorted(options.labels.glob("*.txt")))
+    return {name: digest(value) if isinstance(value, Path) else value for name, value in given.items()}
 
 
 def parsed(text: str | None) -> argparse.Namespace:

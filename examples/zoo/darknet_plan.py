@@ -184,8 +184,8 @@ def _yolo(section: Section, plan: Plan) -> _Layer:
             "anchors",
         )
     mask = section.integers("mask", tuple(range(len(pairs))))
-    if not all(0 <= number < len(pairs) for number in mask):
-        raise section.error(f"mask has {max(mask)}, expected 0 to {len(pairs) - 1}", "mask")
+    if outside := [number for number in mask if not 0 <= number < len(pairs)]:
+        raise section.error(f"mask has {outside[0]}, expected 0 to {len(pairs) - 1}", "mask")
     if section.integer("new_coords", 0, least=0):
         raise section.error("new_coords is not supported: give a network without it", "new_coords")
     scale = section.numbers("scale_x_y", (1.0,))[0]

@@ -41,13 +41,13 @@ class Missed:
 
     Attributes:
         image: which, from 0.
-        object: what the original finds.
+        wanted: what the original finds.
         score: the highest that the compressed network gives the same class there, 0 where it has none; at
             least the threshold where another object has taken that detection.
     """
 
     image: int
-    object: Detection
+    wanted: Detection
     score: float
 
 
@@ -82,8 +82,8 @@ def retention(
         mine = [x for x in ours if x.score >= threshold]
         wanted = [x for x in seen if x.score > confidence]
         objects, detections = objects + len(wanted), detections + len(seen)
-        found += len(wanted) - len(_alone(wanted, mine, overlap))
-        extra += len(mine) - (len(seen) - len(_alone(seen, mine, overlap)))
+        found += len(wanted) - len(_unmatched(wanted, mine, overlap))
+        extra += len(mine) - (len(seen) - len(_unmatched(seen, mine, overlap)))
     return Retention(found, objects, extra, detections)
 
 
@@ -94,16 +94,27 @@ def missed(
     threshold: float = 0.5,
     overlap: float = 0.5,
 ) -> list[Missed]:
-    """Return the objects that `retention` does not count as found again, in the order of the images.
+    """Return the objects that `retention` does not count as found again.
 
-    Arguments and errors are those of `retention`; what the compressed network finds below ``threshold`` is
-    looked at for the scores alone.
+    Args:
+        original: as in `retention`.
+        compressed: as in `retention`; of those below ``threshold``, which are none, the scores are told.
+        confidence: as in `retention`.
+        threshold: as in `retention`.
+        overlap: as in `retention`.
+
+    Returns:
+        One for each object, by image, the original's most confident first.
+
+    Raises:
+        ArgumentError: as `retention`.
+        DataError: as `retention`.
     """
     _check(original, compressed, confidence, threshold, overlap)
     result = []
     for image, (theirs, ours) in enumerate(zip(original, compressed, strict=True)):
         wanted = [x for x in theirs if x.score >= threshold and x.score > confidence]
-        for one in _alone(wanted, [x for x in ours if x.score >= threshold], overlap):
+        for one in _unmatched(wanted, [x for x in ours if x.score >= threshold], overlap):
             same = [x for x in ours if x.label == one.label]
             there = (_overlaps(one, same) >= overlap).tolist() if same else []
             scores = [x.score for x, near in zip(same, there, strict=True) if near]
@@ -132,7 +143,7 @@ def _overlaps(one: Detection, others: Sequence[Detection]) -> Tensor:
     return overlaps(torch.tensor(one.box), torch.tensor([x.box for x in others]))
 
 
-def _alone(wanted: Sequence[Detection], mine: Sequence[Detection], overlap: float) -> list[Detection]:
+def _unmatched(wanted: Sequence[Detection], mine: Sequence[Detection], overlap: float) -> list[Detection]:
     """Return those of the wanted that have no partner of their own, the most confident first."""
     free, alone = list(mine), []
     for one in sorted(wanted, key=lambda x: -x.score):

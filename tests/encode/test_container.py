@@ -12,6 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+import de_plugin
 from de_plugin.encode import Info, Quantized, dumps, inspect, load, loads, open_file, save
 from de_plugin.errors import ArgumentError, FileError
 from tests.encode.networks import Network, dense, quantize, same, state
@@ -134,11 +135,26 @@ def test_what_is_no_dense_tensor_is_refused(value: Tensor, match: str) -> None:
         dumps({"w": value})
 
 
-@pytest.mark.parametrize("given", [nn.Linear(2, 2), "net.de.safetensors", [torch.ones(2)]])
-def test_what_is_no_state_dict_is_refused_and_nothing_written(path: Path, given: Any) -> None:
-    with pytest.raises(ArgumentError, match=f"state: is a {type(given).__name__}.*give the path first"):
-        save(path, given)
+def test_what_is_no_state_dict_is_refused_and_nothing_written(path: Path) -> None:
+    net = nn.Linear(4, 4).eval()
+    report = de_plugin.quantize(net, torch.randn(8, 4), bits=3)
+    wrong: list[Any] = [net, "net.de.safetensors", [torch.ones(2)], report]
+    for given in wrong:
+        told = rf"state: is a {type(given).__name__}, .*model.state_dict\(\) or the .state of what `quantize`"
+        with pytest.raises(ArgumentError, match=told):
+            save(path, given)
+        with pytest.raises(ArgumentError, match=told):
+            dumps(given)
     assert not path.exists()
+    _ = save(path, report.state, dtypes=report.dtypes)
+    assert list(load(path)) == list(report.state)
+
+
+def test_a_state_where_the_path_should_be_is_told(path: Path) -> None:
+    first: Any = nn.Linear(2, 2).state_dict()
+    second: Any = path
+    with pytest.raises(ArgumentError, match="path: is a dict.*the path comes first"):
+        save(first, second)
 
 
 @pytest.mark.parametrize("metadata", [{"a": 1}, {2: "a"}, {"a": "\ud800"}])

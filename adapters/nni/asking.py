@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from numbers import Integral, Real
 from typing import Any
 
 from nni.compression.utils import Evaluator
 from torch import Tensor
 
 from de_plugin.adapters.nni.targets import Group
+from de_plugin.assess.asked import check_asked
 from de_plugin.assess.divergence import Divergence
-from de_plugin.assess.divergence import divergence as resolved
 from de_plugin.assess.guard import check_counts
 from de_plugin.assess.teacher import Forward
 from de_plugin.errors import ArgumentError
@@ -46,12 +45,8 @@ class Asking:
 
     def __post_init__(self) -> None:
         """Refuse here what would fail only when the model is wrapped."""
-        check_counts("DEPruner", samples=self.samples, batch_size=self.batch_size)
-        resolved(self.divergence)
-        if not _is(self.holdout, Real) or not 0 <= self.holdout < 1:
-            raise ArgumentError(f"DEPruner(holdout={self.holdout!r}): expected a fraction in [0, 1)")
-        if not _is(self.seed, Integral) or not 0 <= self.seed < 1 << 31:
-            raise ArgumentError(f"DEPruner(seed={self.seed!r}): expected a whole number in [0, 2**31)")
+        check_counts("DEPruner", samples=self.samples)
+        check_asked("DEPruner", self.divergence, self.samples, self.batch_size, self.holdout, self.seed)
 
 
 def check_evaluator(evaluator: Any) -> None:
@@ -65,10 +60,6 @@ def check_evaluator(evaluator: Any) -> None:
             f"DEPruner(evaluator=...): a {type(evaluator).__name__}, expected an evaluator of NNI, such as "
             "TorchEvaluator; calibration data go by name: DEPruner(model, config_list, batches=data)"
         )
-
-
-def _is(value: object, kind: type) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)

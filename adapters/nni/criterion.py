@@ -12,6 +12,7 @@ from typing import Any
 import nni
 import torch
 from nni.compression.base.compressor import Pruner
+from nni.compression.pruning import MovementPruner
 from nni.compression.pruning.scheduled_pruner import ScheduledPruner
 from nni.compression.utils import Evaluator, TorchEvaluator
 from torch import Tensor, nn
@@ -162,6 +163,12 @@ def as_criterion(
     """
     if not (isinstance(pruner, type) and issubclass(pruner, Pruner)):
         raise ArgumentError(f"pruner={pruner!r}: expected a pruner class of NNI, as in L1NormPruner")
+    if issubclass(pruner, MovementPruner):
+        raise ArgumentError(
+            f"pruner={pruner.__name__}: learns its scores while the model is trained and pruned, which a "
+            "search does not do; give TaylorPruner, or prune with it first and go on with "
+            "DEPruner.from_compressor"
+        )
     if issubclass(pruner, ScheduledPruner):
         raise ArgumentError(f"pruner={pruner.__name__}: only schedules another pruner; give that one's class")
     if issubclass(pruner, DEPruner):

@@ -75,7 +75,7 @@ def speedup(model: nn.Module, masks: Masks, example: Any) -> nn.Module:
         twin = positive(reference)
         graph = traced(twin, len(inputs))
         _hand_on(graph, given)
-        with located(twin, "the forward pass on the example fails"):
+        with located(twin, "the forward pass on the example fails", "Give an example that the model takes"):
             align(reference, given, twin, inputs)
         small = unwrapped(reference)
         with _setting(small):
@@ -262,10 +262,16 @@ def _setting(model: nn.Module) -> Iterator[None]:
             torch.set_default_dtype(default)
 
 
+_SMALLER = (
+    "A size that its forward counts on is smaller now: write none out (flatten(1) in place of "
+    "view(-1, 256)), or exclude the layers that give it from pruning (exclude_op_names)"
+)
+
+
 @torch.no_grad()
 def _compare(reference: nn.Module, small: nn.Module, inputs: tuple[Any, ...]) -> None:
     small.eval()
-    with located(small, "the forward pass of the smaller model fails"):
+    with located(small, "the forward pass of the smaller model fails", _SMALLER):
         got = [x for x in tree_leaves(small(*inputs)) if isinstance(x, Tensor)]
     expected = [x for x in tree_leaves(reference(*inputs)) if isinstance(x, Tensor)]
     worst = 0.0

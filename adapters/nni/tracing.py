@@ -13,6 +13,12 @@ from torch.fx import GraphModule, Node, Tracer
 
 from de_plugin.errors import StructureError
 
+_FOLLOWED = (
+    "NNI's speed-up needs a forward that it can follow: no branch or loop on values of tensors, no sizes "
+    "written out (flatten(1) in place of view(-1, 256)); or put the operator into a function marked with "
+    "torch.fx.wrap"
+)
+
 
 class _Tracer(Tracer):
     """Follows forward with as many arguments as the example has; the others keep their defaults."""
@@ -35,12 +41,12 @@ def traced(twin: nn.Module, count: int) -> GraphModule:
     Raises:
         StructureError: it cannot be followed; the message names the module and the line.
     """
-    with located(twin, "torch.fx cannot follow it"):
+    with located(twin, "torch.fx cannot follow it", _FOLLOWED):
         return GraphModule(twin, _Tracer(count).trace(twin))
 
 
 @contextmanager
-def located(model: nn.Module, doing: str) -> Iterator[None]:
+def located(model: nn.Module, doing: str, remedy: str) -> Iterator[None]:
     """Turn an error into one that names the innermost module of the model and the line of its forward."""
     try:
         yield
@@ -57,10 +63,7 @@ def located(model: nn.Module, doing: str) -> Iterator[None]:
                 line = linecache.getline(frame.f_code.co_filename, trace.tb_lineno).strip()
             trace = trace.tb_next
         raise StructureError(
-            f"{place}{f', line `{line}`' * bool(line)}: {doing}: {error}. NNI's speed-up needs a "
-            "forward that it can follow: no branch or loop on values of tensors, no sizes written out "
-            "(flatten(1) in place of view(-1, 256)); or put the operator into a function marked with "
-            "torch.fx.wrap"
+            f"{place}{f', line `{line}`' * bool(line)}: {doing}: {error}. {remedy}"
         ) from error
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from de_plugin.assess.asked import check_asked
 from de_plugin.assess.batches import read
 from de_plugin.assess.coupled import CoupledUnits, Coupling
 from de_plugin.assess.divergence import Divergence, leaves
@@ -46,7 +47,10 @@ class Asking:
         samples: read at most this many.
         batch_size: samples in a forward pass.
         holdout: share of the samples that the gate decides on.
-        seed: of every draw.
+        seed: of every draw, in [0, 2**31).
+
+    Raises:
+        ArgumentError: a value cannot work.
     """
 
     teacher: nn.Module
@@ -58,6 +62,12 @@ class Asking:
     holdout: float = 0.1
     seed: int = 0
     _read: list[Any] = field(default_factory=list, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Refuse here what would fail only within a step, which the host counts as done."""
+        check_asked(
+            "Directed Evolution", self.divergence, self.samples, self.batch_size, self.holdout, self.seed
+        )
 
     def problem(
         self,

@@ -70,6 +70,7 @@ def check_options(
     _check_targets(options, own)
     _check_rounding(model, options)
     _check_unwrapped(options.get("unwrapped_parameters"))
+    _check_layers(model, options)
 
 
 def _check_ratios(options: Mapping[str, Any]) -> None:
@@ -83,9 +84,22 @@ def _check_ratios(options: Mapping[str, Any]) -> None:
             raise ArgumentError(f"{shown}: expected a fraction in [0, 1]")
         if ratio == 1:
             raise ArgumentError(
-                f"{shown}: the host skips groups that would lose everything and so prunes nothing; give a "
-                "ratio below 1"
+                f"{shown}: the host skips groups that would lose everything, so that they are left whole, or "
+                "as an earlier step left them; give a ratio below 1"
             )
+
+
+def _check_layers(model: nn.Module, options: Mapping[str, Any]) -> None:
+    """Refuse layers of another model, which the host would pass over in silence."""
+    own = set(model.modules())
+    for name in (f"{name}_dict" for name in _RATIOS):
+        for key in options.get(name) or {}:
+            for layer in key if isinstance(key, tuple | list | set) else (key,):
+                if isinstance(layer, nn.Module) and layer not in own:
+                    raise ArgumentError(
+                        f"{name}: a {type(layer).__name__} among its keys is no layer of the model, so "
+                        "nothing would follow from it; give layers of the very model that is pruned"
+                    )
 
 
 def _check_heads(options: Mapping[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from de_plugin.adapters.torch_pruning.entries import Entry
 from de_plugin.adapters.torch_pruning.ties import owners
 from de_plugin.assess.batches import Batch
 from de_plugin.assess.candidates import Candidates
+from de_plugin.assess.coupled import CoupledUnits
 from de_plugin.assess.problem import Problem
 from de_plugin.assess.repair import Repair
 from de_plugin.errors import ArgumentError
@@ -23,14 +25,19 @@ from de_plugin.types import Values
 class Copies:
     """Measures each candidate on a copy of the model from which its channels are removed.
 
+    Whole heads are zeroed there instead, which for them is removal: a model keeps count of its heads
+    itself, and a copy would cut what is left into as many as before.
+
     Args:
         problem: whose student is asked.
         plan: how to remove its units, see `plan`.
+        heads: the units that are whole heads.
     """
 
-    def __init__(self, problem: Problem, plan: Plan) -> None:
+    def __init__(self, problem: Problem, plan: Plan, heads: Tensor) -> None:
         self.problem = problem
         self._plan = plan
+        self._heads = heads
 
     @property
     def samples(self) -> int:
@@ -56,8 +63,10 @@ class Copies:
         return ranks.run_shared(len(population), work)
 
     def _measured(self, kept: Tensor, batches: list[Batch], repair: Tentative | None) -> float:
-        model = removed(self.problem.model, self._plan, kept)
-        with torch.no_grad():
+        kept = kept.cpu()
+        with torch.no_grad(), self.problem.units.zeroed(kept | ~self._heads):
+            kept = kept | self._heads
+            model = removed(self.problem.model, self._plan, kept)
             if repair is not None:
                 gone = gone_by_module(self._plan, kept)
                 with repair.on_copy(self.problem, model, gone):
@@ -91,6 +100,21 @@ def plan(model: nn.Module, found: list[Entry]) -> Plan:
             known[2].append(torch.where(units < 0, -1, units + start))
         start += entry.coupling.count
     return [(name, dep, torch.cat(c), torch.cat(u)) for (name, _), (dep, c, u) in merged.items()]
+
+
+def whole_heads(found: list[Entry]) -> Tensor:
+    """Return a mask of the units that are whole heads."""
+    return torch.cat([torch.full((entry.coupling.count,), entry.heads > 0) for entry in found])
+
+
+def units_of(model: nn.Module, copied: nn.Module, found: list[Entry]) -> CoupledUnits:
+    """Return the units of some groups of a model in a copy of it, of whose parameters none is cut yet."""
+    same = {id(p): q for p, q in zip(model.parameters(), copied.parameters(), strict=True)}
+    couplings = [
+        replace(c, ties=tuple(replace(tie, parameter=same[id(tie.parameter)]) for tie in c.ties))
+        for c in (entry.coupling for entry in found)
+    ]
+    return CoupledUnits(copied, couplings)
 
 
 def gone_by_module(plan: Plan, kept: Tensor) -> dict[str, Tensor]:

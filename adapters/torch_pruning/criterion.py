@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch_pruning as tp
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from de_plugin.adapters.torch_pruning.seeing import activations_seen, loss_of, squares_seen
 from de_plugin.adapters.torch_pruning.ties import positions
 from de_plugin.assess.granularity import Channel
+from de_plugin.assess.guard import check_counts
 from de_plugin.assess.problem import Problem
 from de_plugin.criteria.scoring import finish
-from de_plugin.errors import ArgumentError, GradientError
+from de_plugin.errors import ArgumentError
 from de_plugin.types import Mask, Scores
 
 GROUPS = "torch_pruning groups"
@@ -50,7 +51,7 @@ class HostCriterion:
 
     Args:
         importance: the host's.
-        samples: calibration samples for those that need gradients.
+        samples: calibration samples for those that need data.
     """
 
     importance: Any
@@ -64,7 +65,7 @@ class HostCriterion:
     @property
     def needs_gradient(self) -> bool:
         """Whether the importance reads gradients."""
-        return isinstance(self.importance, tp.importance.GroupTaylorImportance | _HESSIAN)
+        return isinstance(self.importance, tp.importance.GroupTaylorImportance | _HESSIAN | _KRONECKER)
 
     def __call__(self, problem: Problem, eligible: Mask, count: int) -> Scores:
         """Score every unit by the host's importance at the student, ``(units,)``.
@@ -84,28 +85,37 @@ class HostCriterion:
         if not isinstance(scores, Tensor) or scores.shape != (positions(ranked.group),):
             shape = tuple(scores.shape) if isinstance(scores, Tensor) else scores
             raise ArgumentError(
-                f"importance {self.name}: gave {shape} for a group of {positions(ranked.group)} channels; "
-                "expected one score a channel"
+                f"importance {self.name}: gave {shape} for a group of {positions(ranked.group)} channels of "
+                f"{ranked.group[0].dep.target.name}; expected one score each. Leave layers out that have "
+                "nothing that it reads, such as a batch norm or a layer behind them"
             )
         return ranked.units(scores.detach().double().cpu())
 
     @contextmanager
     def _fed(self, problem: Problem) -> Iterator[None]:
-        """Let `.grad` hold what the importance reads; the user's own come back."""
+        """Let the importance see what it reads; the user's gradients, and the model, come back."""
+        if isinstance(self.importance, tp.importance.ActivationImportance):
+            with activations_seen(problem, self.importance, self.samples):
+                yield
+            return
         if not self.needs_gradient:
             yield
             return
         parameters = list(problem.model.parameters())
         saved = [(p, p.grad, p.requires_grad) for p in parameters]
+        unfed = isinstance(self.importance, _KRONECKER) and not self.importance.Fisher
         try:
             for p in parameters:
                 p.requires_grad_(p.is_floating_point())
-            squared = isinstance(self.importance, _HESSIAN)
-            for p, g in zip(parameters, _gradients(problem, parameters, self.samples, squared), strict=True):
+            squared = isinstance(self.importance, _HESSIAN | _KRONECKER)
+            found = _gradients(problem, parameters, self.samples, squared)
+            for p, g in zip(parameters, found, strict=True):
                 p.grad = g
-            if squared:
+            if isinstance(self.importance, _HESSIAN):
                 self.importance.zero_grad()
-            yield
+            squares = {id(p): g for p, g in zip(parameters, found, strict=True)}
+            with squares_seen(problem, self.importance, squares) if unfed else nullcontext():
+                yield
         finally:
             for p, grad, flag in saved:
                 p.grad = grad
@@ -124,20 +134,22 @@ def _seeded(problem: Problem) -> Iterator[None]:
 
 _CALLS = "torch_pruning calls"
 _HESSIAN = tp.importance.GroupHessianImportance
+_KRONECKER = tp.importance.OBDCImportance
 
 
 def as_criterion(importance: Any, *, samples: int = 512) -> HostCriterion:
     """Return an importance of Torch-Pruning as a criterion that nests and blends with the engine's.
 
-    Taylor importances are fed the mean gradient of the loss, Hessian ones the mean squared gradient over
-    samples; the loss is the cross-entropy with the batches' labels, or with the teacher's decisions.
+    Taylor importances are fed the mean gradient of the loss, Hessian ones and OBDC the mean squared gradient
+    over samples; the loss is the cross-entropy with the batches' labels, or with the teacher's decisions.
+    Activation is fed the inputs of all layers. An OBDC that has seen a backward pass keeps what it saw.
 
     Args:
         importance: an instance, such as ``tp.importance.LAMPImportance()``.
-        samples: calibration samples for gradients.
+        samples: calibration samples for those that need data.
 
     Raises:
-        ArgumentError: it is no importance of the host, or one that hooks into training.
+        ArgumentError: it is no importance, or `samples` is no positive number.
 
     >>> import de_plugin, torch_pruning as tp
     >>> de_plugin.nest(de_plugin.DirectedEvolution(), as_criterion(tp.importance.LAMPImportance())).name
@@ -145,11 +157,7 @@ def as_criterion(importance: Any, *, samples: int = 512) -> HostCriterion:
     """
     if isinstance(importance, type) or not callable(importance):
         raise ArgumentError(f"importance={importance!r}: expected an instance, as in LAMPImportance()")
-    if isinstance(importance, tp.importance.OBDCImportance) and not importance.Fisher:
-        raise ArgumentError(
-            "importance=OBDCImportance(): has seen no backward pass; run its _prepare_model and step on your "
-            "data first, as the host's documentation shows"
-        )
+    check_counts("as_criterion", samples=samples)
     return HostCriterion(importance, samples)
 
 
@@ -181,19 +189,9 @@ def _gradients(problem: Problem, parameters: list[nn.Parameter], samples: int, s
     for batch in problem.pool.take(index, 1 if squared else len(index)):
         with torch.enable_grad():
             outputs = problem.forward(problem.model, batch.inputs)
-            loss = _loss(outputs, batch.labels, batch.teacher)
+            loss = loss_of(outputs, batch.labels, batch.teacher)
             found = torch.autograd.grad(loss, [parameters[n] for n in live], allow_unused=True)
         for n, g in zip(live, found, strict=True):
             if g is not None:
                 total[n] += (g.square() if squared else g) * (batch.size / len(index))
     return total
-
-
-def _loss(outputs: Any, labels: Any, teacher: Any) -> Tensor:
-    if not isinstance(outputs, Tensor) or outputs.dim() != 2:
-        raise GradientError(
-            "importance: needs gradients of a loss, and the outputs are no logits (samples, classes); use an "
-            "importance that needs none, or Fisher() of the engine"
-        )
-    targets = labels if isinstance(labels, Tensor) else teacher.argmax(1)
-    return F.cross_entropy(outputs, targets)

@@ -27,7 +27,8 @@ class DEImportance(tp.importance.Importance):
 
     The criterion orders the channels; the divergence along that order gives the scores, so that those of
     different groups can be compared. They are finite, positive and strictly ordered. A group object that
-    is asked for again, as regularizing pruners do on every batch, gets the scores it had.
+    is asked for again, as regularizing pruners do on every batch, gets the scores it had, also where weights
+    have been trained meanwhile; their `update_regularizer` makes new ones.
 
     The host tells an importance nothing of a pruner's `num_heads`, `in_channel_groups` and
     `out_channel_groups`: only parts that a group's own modules have (grouped convolutions, group norms) are

@@ -77,10 +77,9 @@ class Evolving(_Host):
             for name, value in asked.items():
                 with evaluating(model):
                     self._target = Target(name, float(value)).resolved(self)
-        except BaseException:
+        finally:  # the host leaves the model in eval mode
             for module, training in modes:
                 module.training = training
-            raise
 
     # -- the host's seams ------------------------------------------------------------------------
 

@@ -11,7 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from de_plugin.adapters.torch_pruning.asking import Asking
-from de_plugin.adapters.torch_pruning.copies import Copies, Plan, gone_by_module, removed
+from de_plugin.adapters.torch_pruning.copies import (
+    Copies,
+    Plan,
+    gone_by_module,
+    removed,
+    units_of,
+    whole_heads,
+)
 from de_plugin.adapters.torch_pruning.criterion import GROUPS, Ranked
 from de_plugin.adapters.torch_pruning.entries import Entry
 from de_plugin.adapters.torch_pruning.ladder import spans
@@ -93,7 +100,9 @@ class Step:
         self._everything = problem.kept
         self._buffers = [(b, b.clone()) for b in model.buffers()]
         self._plan = plan
+        self._heads = whole_heads(found)
         self._before = _snapshot(removed(model, self._plan, self._everything))
+        self._units = units_of(model, self._before, found)
         self._matching = matching if exact else None
         if self._matching is not None:
             self._matching.prepare(problem)
@@ -171,19 +180,22 @@ class Step:
 
     def _resettled(self, kept: Mask) -> float:
         problem = self.problem
-        model = removed(self._before, self._plan, kept)
-        if self._matching is not None:
-            gone, samples = gone_by_module(self._plan, kept), self._matching.samples
-            batches = problem.pool.take(calibration(problem, samples), samples)
-            with Tentative(self._matching).on_copy(problem, model, gone), torch.no_grad():
-                for batch in batches:
-                    problem.forward(model, batch.inputs)
-        settled = dict(model.named_buffers())
-        with torch.no_grad():
-            for name, buffer in problem.model.named_buffers():
-                if name in settled and settled[name].shape == buffer.shape:
-                    buffer.copy_(settled[name])
-            return float(problem.measure(problem.pool.take(problem.held_back), model))
+        kept = kept.cpu()
+        with self._units.zeroed(kept | ~self._heads):  # see `Copies`
+            kept = kept | self._heads
+            model = removed(self._before, self._plan, kept)
+            if self._matching is not None:
+                gone, samples = gone_by_module(self._plan, kept), self._matching.samples
+                batches = problem.pool.take(calibration(problem, samples), samples)
+                with Tentative(self._matching).on_copy(problem, model, gone), torch.no_grad():
+                    for batch in batches:
+                        problem.forward(model, batch.inputs)
+            settled = dict(model.named_buffers())
+            with torch.no_grad():
+                for name, buffer in problem.model.named_buffers():
+                    if name in settled and settled[name].shape == buffer.shape:
+                        buffer.copy_(settled[name])
+                return float(problem.measure(problem.pool.take(problem.held_back), model))
 
     def _protected(self) -> Mask:
         """Return the largest units of each group, as many as must stay."""
@@ -212,7 +224,7 @@ def _problem(
     """
     couplings = [entry.coupling for entry in found]
     try:
-        problem: Problem = asking.problem(model, couplings, lambda p: Copies(p, plan))
+        problem: Problem = asking.problem(model, couplings, lambda p: Copies(p, plan, whole_heads(found)))
         problem.assess(problem.kept[None] & _some(found), problem.search[:2])
         return problem, True
     except (RuntimeError, ValueError, AssertionError, AttributeError) as error:

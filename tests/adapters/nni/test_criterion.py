@@ -20,6 +20,7 @@ with warnings.catch_warnings():
         L1NormPruner,
         L2NormPruner,
         LevelPruner,
+        MovementPruner,
         SlimPruner,
         TaylorPruner,
     )
@@ -150,6 +151,7 @@ def test_what_has_no_slope_is_told() -> None:
         (("L1NormPruner",), {}, "expected a pruner class of NNI"),
         ((nn.Linear,), {}, "expected a pruner class of NNI"),
         ((AGPPruner,), {}, "only schedules another pruner"),
+        ((MovementPruner,), {}, "MovementPruner: learns its scores while .* give TaylorPruner"),
         ((DEPruner,), {}, "the engine's own criterion, DirectedEvolution"),
         ((L1NormPruner,), {"p": 2}, "p: is no option of L1NormPruner; it takes none"),
         ((SlimPruner,), {"scale": 2}, "takes training_steps, regular_scale"),

@@ -44,6 +44,8 @@ NAMES = [
     "shared",
     "group_norm",
     "vit",
+    "gqa",
+    "lstm",
 ]
 WITH_L1 = DirectedEvolution(
     criteria=(as_criterion(L1NormPruner), "magnitude", "activation"),

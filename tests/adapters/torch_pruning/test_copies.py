@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from de_plugin.adapters.torch_pruning.asking import Asking, evaluating, teacher_of
-from de_plugin.adapters.torch_pruning.copies import Copies, plan
+from de_plugin.adapters.torch_pruning.copies import Copies, plan, whole_heads
 from de_plugin.adapters.torch_pruning.entries import entries
 from de_plugin.assess.problem import Problem
 from de_plugin.prune.recover import BatchNormMatching
@@ -39,7 +39,9 @@ def test_a_copy_measures_what_zeroing_does(name: str, matched: bool) -> None:
         found = list(entries(pruner))
         couplings = [entry.coupling for entry in found]
         zeroing = asking.problem(model, couplings, "serial")
-        copying = asking.problem(model, couplings, lambda p: Copies(p, plan(model, found)))
+        copying = asking.problem(
+            model, couplings, lambda p: Copies(p, plan(model, found), whole_heads(found))
+        )
         spans = [(layer.start, layer.stop) for layer in zeroing.units.layers if layer.count]
         masks = _masks(zeroing, spans)
         for problem in (zeroing, copying):

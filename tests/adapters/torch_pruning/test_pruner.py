@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
-from itertools import product
+from itertools import combinations, product
 from typing import Any
 
 import pytest
 import torch
 import torch_pruning as tp
+from torch import nn
 
 import de_plugin
+from de_plugin import DirectedEvolution
 from de_plugin.adapters.torch_pruning import (
     DEBNScalePruner,
     DEGroupNormPruner,
@@ -121,6 +124,51 @@ def test_whole_heads() -> None:
     assert model(case.inputs(3)).shape == (3, 5)
     assert shapes(model)["attention.qkv.weight"] == (24, 12)
     assert pruner.report()[0].removed["attention.proj"] == (16, 8)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_whole_heads_are_measured_as_they_are_removed(seed: int) -> None:
+    case = CASES["vit"]
+    model, teacher = case.build(), case.build()
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            p.copy_(torch.randn_like(p) if "attention" in name else p)
+    teacher.load_state_dict(model.state_dict())
+    inputs = case.inputs()
+    others = [model.embed, model.up, model.down, model.attention.proj]
+    pruner = DEPruner(
+        model,
+        inputs[:1],
+        inputs,
+        criterion=DirectedEvolution(population=8, generations=3),
+        holdout=0,
+        pruning_ratio=0.25,
+        prune_num_heads=True,
+        prune_head_dims=False,
+        head_pruning_ratio=0.5,
+        ignored_layers=[*case.ignored(model), *others],
+        **case.options(model),
+    )
+    pruner.step()
+    fix_heads(model, pruner)
+
+    def left(student: nn.Module) -> float:
+        with torch.no_grad():
+            return float(de_plugin.KL()(student(inputs), teacher(inputs), None))
+
+    [report] = pruner.report()
+    assert report.exact
+    assert report.after == pytest.approx(left(model), rel=1e-4)
+    heads, width = teacher.attention.heads, teacher.attention.head_dim
+    costs = []
+    for pair in combinations(range(heads), 2):
+        other = copy.deepcopy(teacher)
+        rows = torch.cat([torch.arange(width) + width * h for h in pair])
+        with torch.no_grad():
+            other.attention.proj.weight[:, rows] = 0  # what these heads give is not read
+        costs.append(left(other))
+    assert left(model) <= sorted(costs)[1] * (1 + 1e-4)
 
 
 @pytest.mark.parametrize("mode", ["local", "global", "isomorphic"])

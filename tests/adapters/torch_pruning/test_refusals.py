@@ -139,3 +139,45 @@ def test_registering_is_idempotent_and_reversible() -> None:
         assert tp.pruner.DEPruner is object
     finally:
         del tp.pruner.DEPruner
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"seed": -1}, r"\(seed=-1\): expected a whole number in \[0, 2\*\*31\)"),
+        ({"seed": "a"}, r"\(seed='a'\)"),
+        ({"samples": 0}, r"\(samples=0\): expected a positive whole number"),
+        ({"batch_size": 0}, r"\(batch_size=0\)"),
+        ({"divergence": "nope"}, "divergence='nope'"),
+    ],
+)
+@pytest.mark.parametrize("cls", [DEImportance, DEPruner])
+def test_settings_are_refused_before_a_step_is_lost(cls: Any, options: dict[str, Any], told: str) -> None:
+    model: Any = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5))
+    x = torch.randn(8, 6)
+    first = (model, x[:1], x) if cls is DEPruner else (model, x)
+    with pytest.raises(ArgumentError, match=told):
+        cls(*first, **options)
+    if cls is DEPruner:
+        for holdout in ("a", 2.0):
+            with pytest.raises(ArgumentError, match=rf"\(holdout={holdout!r}\): expected a fraction"):
+                cls(*first, holdout=holdout)
+    assert model.training
+
+
+def test_ratios_of_another_models_layers_are_refused() -> None:
+    model, other = (nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5)) for _ in range(2))
+    x = torch.randn(8, 6)
+    for key in (other[0], (model[0], other[0])):
+        with pytest.raises(ArgumentError, match="pruning_ratio_dict: a Linear among its keys is no layer"):
+            DEPruner(model, x[:1], x, pruning_ratio_dict={key: 0.5}, ignored_layers=[model[2]])
+
+
+def test_a_model_in_training_stays_so() -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.Dropout(), nn.Linear(8, 5)).train()
+    x = torch.randn(8, 6)
+    pruner = DEPruner(model, x[:1], x, criterion=QUICK, ignored_layers=[model[2]])
+    assert all(m.training for m in model.modules())
+    pruner.step()
+    assert all(m.training for m in model.modules())
+    assert model[0].out_features == 4

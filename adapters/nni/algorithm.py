@@ -113,11 +113,16 @@ def command() -> Any:
             typer.echo(f"{NAME} (DE) {done} {place}")
 
     @app.command()
-    def register(as_json: bool = json_option) -> None:
+    def register(
+        meta_file: Path | None = typer.Option(None, help="Write the meta file here as well."),
+        as_json: bool = json_option,
+    ) -> None:
         """Put the tuner on NNI's list: then `tuner: {name: DE}` works in an experiment.
 
         Example: de-plugin nni register
         """
+        if meta_file is not None:
+            write_meta(meta_file)
         changed = register_tuner()
         say(changed, "registered in" if changed else "was registered already in", as_json)
 

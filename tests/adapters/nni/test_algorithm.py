@@ -100,6 +100,9 @@ def test_commands_say_what_they_did(home: Path, tmp_path: Path) -> None:
     for line, word in zip(said, ("registered in", "already", "taken off", "not on the list"), strict=True):
         assert word in line
     assert invoke("meta", str(tmp_path / "m.yml")).exit_code == 0
+    assert invoke("register", "--meta-file", str(tmp_path / "n.yml")).exit_code == 0
+    assert (tmp_path / "n.yml").read_text() == (tmp_path / "m.yml").read_text()
+    assert invoke("unregister").exit_code == 0
     assert json.loads((tmp_path / "m.yml").read_text())["builtinName"] == NAME
 
 

@@ -9,13 +9,14 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
+from de_plugin.adapters.torch_pruning import DEImportance, DEPruner
 from de_plugin.adapters.torch_pruning.copies import plan as plan_of
 from de_plugin.adapters.torch_pruning.copies import removed
 from de_plugin.adapters.torch_pruning.entries import entries
 from de_plugin.adapters.torch_pruning.ties import coupling
 from de_plugin.assess.coupled import CoupledUnits
 from tests.adapters.torch_pruning.architectures import CASES
-from tests.adapters.torch_pruning.pruners import MODES, fix_heads, pruner_of
+from tests.adapters.torch_pruning.pruners import MODES, QUICK, fix_heads, pruner_of
 
 EXACT = [name for name in CASES if name not in ("group_norm", "vit", "gqa")]
 
@@ -94,6 +95,65 @@ def test_the_importance_in_regularizing_pruners_of_the_host(cls: Any) -> None:
     assert all(bool(torch.isfinite(p.grad).all()) for p in model.parameters() if p.grad is not None)
     pruner.step()
     assert model[0].out_channels == 4
+
+
+def kept_by(model: nn.Module, **options: Any) -> Any:
+    """Return the host's own pruner with an importance of ours after one step."""
+    case = CASES["normed"]
+    pruner = pruner_of(case, model, tp.pruner.BasePruner, num_heads={}, **options)
+    pruner.step()
+    return pruner
+
+
+def test_the_hosts_options_mean_with_the_importance_what_they_mean_without() -> None:
+    case = CASES["normed"]
+    rounded = case.build()
+    kept_by(rounded, round_to=3)
+    assert rounded[0].out_channels % 3 == 0
+    one_layer = case.build()
+    kept_by(one_layer, pruning_ratio=0.25, pruning_ratio_dict={one_layer[0]: 0.75})
+    assert one_layer[0].out_channels == 2
+    interactive = case.build()
+    pruner = pruner_of(case, interactive, tp.pruner.BasePruner, num_heads={})
+    groups = list(pruner.step(interactive=True))
+    assert interactive[0].out_channels == 8
+    for group in groups:
+        group.prune()
+    assert interactive[0].out_channels == 4
+    assert interactive(case.inputs(3)).shape == (3, 5)
+
+
+def test_whole_heads_go_by_the_importance_as_well() -> None:
+    case = CASES["vit"]
+    model = case.build()
+    pruner = pruner_of(
+        case,
+        model,
+        tp.pruner.BasePruner,
+        pruning_ratio=0.25,
+        prune_num_heads=True,
+        prune_head_dims=False,
+        head_pruning_ratio=0.5,
+    )
+    pruner.step()
+    assert pruner.num_heads[model.attention.qkv] == 2
+    fix_heads(model, pruner)
+    assert model(case.inputs(3)).shape == (3, 5)
+
+
+@pytest.mark.parametrize("cls", [tp.pruner.BasePruner, DEPruner])
+def test_layers_with_customized_pruners_are_pruned(cls: Any) -> None:
+    torch.manual_seed(0)
+    model: Any = nn.Sequential(nn.Conv2d(3, 8, 3), Scale(8), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
+    x = torch.randn(32, 3, 6, 6)
+    options = {"customized_pruners": {Scale: ScalePruner()}, "ignored_layers": [model[3]]}
+    if cls is DEPruner:
+        pruner = cls(model, x[:1], x, criterion=QUICK, divergence="mse", **options)
+    else:
+        pruner = cls(model, x[:1], DEImportance(model, x, QUICK, divergence="mse"), **options)
+    pruner.step()
+    assert (model[0].out_channels, len(model[1].gain), model[3].in_channels) == (4, 4, 4)
+    assert model(x).shape == (32, 4, 2, 2)
 
 
 class Scale(nn.Module):

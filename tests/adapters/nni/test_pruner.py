@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from tests.adapters.torch_pruning.architectures import CASES
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    from nni.compression.pruning import L1NormPruner
+    from nni.compression.pruning import L1NormPruner, LevelPruner
 
     from de_plugin.adapters.nni import DEPruner, as_criterion
     from de_plugin.adapters.nni.alignment import aligned
@@ -93,6 +94,36 @@ def test_as_many_go_as_in_the_hosts_own_and_less_is_lost(name: str) -> None:
     assert zeros(other.compress()[1]) == zeros(theirs)
     assert report.after <= other.report()[0].after + 1e-9
     assert report.after > 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_as_many_single_weights_go_as_in_the_hosts_own_and_no_more_is_lost(name: str) -> None:
+    case = CASES[name]
+    x, teacher = case.inputs(48), case.build()
+    theirs = LevelPruner(case.build(), case_config(teacher)).compress()[1]
+    level = as_criterion(LevelPruner)
+
+    def pruned(criterion: Any) -> DEPruner:
+        model = case.build()
+        pruner = DEPruner(model, case_config(model), batches=x, criterion=criterion, holdout=0.0, fine=True)
+        assert zeros(pruner.compress()[1]) == zeros(theirs)
+        return pruner
+
+    ours = pruned(dataclasses.replace(SMALL, criteria=(level, "magnitude"))).report()[0]
+    assert 0 < ours.after <= pruned(level).report()[0].after + 1e-9
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_layers_of_a_global_group_lose_their_share_together(name: str) -> None:
+    case = CASES[name]
+    model = case.build()
+    pruner = DEPruner(
+        model, case_config(model, global_group_id="all"), batches=case.inputs(48), criterion=SMALL
+    )
+    weights = [ts["weight"] for ts in pruner.compress()[1].values() if ts.get("weight") is not None]
+    total, gone = sum(m.numel() for m in weights), sum(int((m == 0).sum()) for m in weights)
+    units = [max(m[0].numel(), m[:, 0].numel()) for m in weights]
+    assert 0.5 * total - sum(units) < gone <= 0.5 * total
 
 
 @pytest.mark.parametrize("name", ["mlp", "plain", "normed", "residual", "concat", "grouped"])

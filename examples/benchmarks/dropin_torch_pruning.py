@@ -1,12 +1,13 @@
-"""Directed Evolution and the built-in criteria of Torch-Pruning, but two, on one network, for `dropin.py`.
+"""Directed Evolution and the built-in criteria of Torch-Pruning on one network, for `dropin.py`.
 
-Left out are OBDCImportance and ActivationImportance. Each layer loses the same share of its channels. No
-method changes weights or statistics. Not all see as many calibration samples: Directed Evolution may read all
-of them, "taylor" gets the gradient of the first 512, "hessian" the squared gradients of the first 128. These
-two run as the host's examples feed them; in version 1.6.1 the one leaves batch norms out and the other keeps
-the last sample only, so they also run corrected: "taylor (corrected)" is the engine's, over all parameters of
-a group, "hessian (corrected)" the host's with the mean over its samples, both with the cross-entropy of the
-true classes. They use labels; Directed Evolution does not.
+Each layer loses the same share of its channels. No method changes weights or statistics. Not all see as many
+calibration samples: Directed Evolution may read all of them, "taylor" gets the gradient of the first 512,
+"activation" their activations, "hessian" the squared gradients of the first 128. These run as the host's
+examples feed them; in version 1.6.1 "taylor" leaves batch norms out and "hessian" keeps the last sample only,
+so they also run corrected: "taylor (corrected)" is the engine's, over all parameters of a group, "hessian
+(corrected)" the host's with the mean over its samples, both with the cross-entropy of the true classes.
+OBDCImportance fails in that version where layers have biases or no attention, so that it runs corrected only.
+These use labels; Directed Evolution does not.
 """
 
 from __future__ import annotations
@@ -24,9 +25,14 @@ from torch import Tensor, nn
 
 from de_plugin import Taylor
 from de_plugin.adapters.torch_pruning import DEImportance, DEPruner, as_criterion
-from de_plugin.adapters.torch_pruning.feeding import accumulate_squares, leave_gradient, plain_importances
+from de_plugin.adapters.torch_pruning.feeding import (
+    GRADIENT_SAMPLES,
+    accumulate_squares,
+    leave_gradient,
+    plain_importances,
+)
 
-OURS = ("de", "taylor (corrected)", "hessian (corrected)")
+OURS = ("de", "taylor (corrected)", "hessian (corrected)", "obdc (corrected)")
 """What a pruner of ours runs."""
 
 
@@ -38,6 +44,8 @@ METHODS = (
     "taylor (corrected)",
     "hessian",
     "hessian (corrected)",
+    "activation",
+    "obdc (corrected)",
 )
 VERSIONS = {"torch-pruning": metadata.version("torch-pruning")}  # its own is behind
 
@@ -72,8 +80,9 @@ def _pruner(
         batches: Any = inputs
         if method != "de":
             batches = (inputs, case.labels)
-            host = as_criterion(tp.importance.GroupHessianImportance())
-            asked["criterion"] = Taylor(labels=True) if method.startswith("taylor") else host
+            hosts = {"hessian": tp.importance.GroupHessianImportance, "obdc": tp.importance.OBDCImportance}
+            make = hosts.get(method.split()[0])
+            asked["criterion"] = Taylor(labels=True) if make is None else as_criterion(make())
         pruner = DEPruner(model, example, batches, match_batchnorm=False, **asked, **options)
         return pruner, lambda: None
     if method == "de importance":
@@ -82,6 +91,8 @@ def _pruner(
         importance = tp.importance.GroupTaylorImportance()
     elif method == "hessian":
         importance = tp.importance.GroupHessianImportance()
+    elif method == "activation":
+        importance = tp.importance.ActivationImportance()
     else:
         importance = plain_importances()[method]()
 
@@ -89,7 +100,12 @@ def _pruner(
         found: Tensor = case.losses(model(case.inputs[samples]), case.labels[samples])
         return found
 
+    def see_activations() -> None:
+        with importance.compute_importance(model), torch.no_grad():
+            model(case.inputs[:GRADIENT_SAMPLES])
+
     feeds: dict[str, Callable[[], None]] = {
+        "activation": see_activations,
         "taylor": lambda: leave_gradient(model, losses),
         "hessian": lambda: accumulate_squares(model, importance, losses),
     }

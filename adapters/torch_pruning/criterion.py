@@ -142,7 +142,8 @@ def as_criterion(importance: Any, *, samples: int = 512) -> HostCriterion:
 
     Taylor importances are fed the mean gradient of the loss, Hessian ones and OBDC the mean squared gradient
     over samples; the loss is the cross-entropy with the batches' labels, or with the teacher's decisions.
-    Activation is fed the inputs of all layers. An OBDC that has seen a backward pass keeps what it saw.
+    Activation is fed the inputs of all layers. An OBDC that has seen a backward pass keeps what it saw;
+    it gives no scores for the channels of attention.
 
     Args:
         importance: an instance, such as ``tp.importance.LAMPImportance()``.

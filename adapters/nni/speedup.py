@@ -198,8 +198,14 @@ def _shrink(model: nn.Module, graph: GraphModule, masks: Checked, inputs: tuple[
     except StructureError:
         raise
     except Exception as error:
+        where = stuck(error, graph)
+        recurrent = [n for n, m in graph.named_modules() if isinstance(m, nn.RNNBase)]
+        if any(where.startswith(f"{name} (") for name in recurrent):
+            raise StructureError(
+                f"{where}: NNI cannot make this kind of layer smaller, nor what it is given; {_EXCLUDE}"
+            ) from error
         raise StructureError(
-            f"{stuck(error, graph)}: NNI cannot take the pruned channels out here "
+            f"{where}: NNI cannot take the pruned channels out here "
             f"({type(error).__name__}{': ' * bool(str(error))}{error}); keep at least one channel of each "
             "layer and as many in each group, or exclude the layer from pruning"
         ) from error

@@ -50,9 +50,26 @@ def half(n: int) -> list[int]:
     return list(range(n // 2))
 
 
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.lstm = nn.Linear(6, 8), nn.LSTM(8, 5, batch_first=True)
+        self.fc = nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.fc(self.lstm(self.a(x))[0])
+        return out
+
+
 FAILING: dict[str, tuple[Build, dict[str, list[int]], tuple[int, ...], str]] = {
     "branch": (seq(Inner(), nn.Flatten()), {"0.a": half(8)}, IMAGE, r"0 \(Inner\), line `if x.sum\(\) > 0:`"),
     "written size": (Written, {"a": half(8)}, IMAGE, r"the model \(Written\), line .*flatten\(1\)"),
+    "recurrent": (
+        Recurrent,
+        {"a": half(8)},
+        (2, 4, 6),
+        r"lstm \(LSTM\): NNI cannot make this kind .*nor what",
+    ),
     "kind": (
         seq(nn.Conv3d(3, 8, 1), nn.ReLU(), nn.Conv3d(8, 2, 1)),
         {"0": half(8)},

@@ -12,7 +12,6 @@ from torch import Tensor
 from de_plugin.adapters.nni.targets import Group
 from de_plugin.assess.asked import check_asked
 from de_plugin.assess.divergence import Divergence
-from de_plugin.assess.guard import check_counts
 from de_plugin.assess.teacher import Forward
 from de_plugin.errors import ArgumentError
 
@@ -45,8 +44,8 @@ class Asking:
 
     def __post_init__(self) -> None:
         """Refuse here what would fail only when the model is wrapped."""
-        check_counts("DEPruner", samples=self.samples)
-        check_asked("DEPruner", self.divergence, self.samples, self.batch_size, self.holdout, self.seed)
+        counts = {"samples": self.samples, "batch_size": self.batch_size}
+        check_asked("DEPruner", self.divergence, self.holdout, self.seed, **counts)
 
 
 def check_evaluator(evaluator: Any) -> None:

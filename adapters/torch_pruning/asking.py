@@ -65,9 +65,10 @@ class Asking:
 
     def __post_init__(self) -> None:
         """Refuse here what would fail only within a step, which the host counts as done."""
-        check_asked(
-            "Directed Evolution", self.divergence, self.samples, self.batch_size, self.holdout, self.seed
-        )
+        counts = {"batch_size": self.batch_size}
+        if self.samples is not None:
+            counts["samples"] = self.samples
+        check_asked("Directed Evolution", self.divergence, self.holdout, self.seed, **counts)
 
     def problem(
         self,

@@ -21,11 +21,11 @@ from torch import Tensor, nn
 
 from de_plugin.adapters.torch_pruning import DEImportance, DEPruner, as_criterion
 from de_plugin.adapters.torch_pruning.feeding import (
-    GRADIENT_SAMPLES,
     SQUARED_SAMPLES,
     accumulate_squares,
     leave_gradient,
     plain_importances,
+    see_activations,
 )
 from de_plugin.compare import Case, Host, Method, Pruned
 from de_plugin.compare.bounded import Bounded, bounded
@@ -143,9 +143,7 @@ def _squares(case: Case, model: nn.Module, importance: Any, _pruner: Any) -> Non
 
 
 def _activations(case: Case, model: nn.Module, importance: Any, _pruner: Any) -> None:
-    """Let hooks of the host's see the inputs of every layer."""
-    with importance.compute_importance(model), torch.no_grad():
-        case.forward(model, case.inputs[:GRADIENT_SAMPLES])
+    see_activations(model, importance, lambda samples: case.forward(model, case.inputs[samples]))
 
 
 def _kronecker(case: Case, model: nn.Module, importance: Any, pruner: Any) -> None:

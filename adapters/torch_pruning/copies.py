@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +18,7 @@ from de_plugin.assess.candidates import Candidates
 from de_plugin.assess.coupled import CoupledUnits
 from de_plugin.assess.problem import Problem
 from de_plugin.assess.repair import Repair
+from de_plugin.assess.units import ParameterUnits
 from de_plugin.errors import ArgumentError
 from de_plugin.prune.recover.batchnorm import Tentative
 from de_plugin.prune.recover.moments import joined
@@ -63,12 +66,10 @@ class Copies:
         return ranks.run_shared(len(population), work)
 
     def _measured(self, kept: Tensor, batches: list[Batch], repair: Tentative | None) -> float:
-        kept = kept.cpu()
-        with torch.no_grad(), self.problem.units.zeroed(kept | ~self._heads):
-            kept = kept | self._heads
-            model = removed(self.problem.model, self._plan, kept)
+        units = self.problem.units
+        with torch.no_grad(), cut(self.problem.model, units, self._plan, self._heads, kept) as (model, left):
             if repair is not None:
-                gone = gone_by_module(self._plan, kept)
+                gone = gone_by_module(self._plan, left)
                 with repair.on_copy(self.problem, model, gone):
                     values = self.problem.measure(batches, model)
                 if len(batches) == 1:
@@ -115,6 +116,25 @@ def units_of(model: nn.Module, copied: nn.Module, found: list[Entry]) -> Coupled
         for c in (entry.coupling for entry in found)
     ]
     return CoupledUnits(copied, couplings)
+
+
+@contextmanager
+def cut(
+    model: nn.Module, units: ParameterUnits, plan: Plan, heads: Tensor, kept: Tensor
+) -> Iterator[tuple[nn.Module, Tensor]]:
+    """Yield a copy of a model without what is not kept, whole heads zeroed, and what is not removed of it.
+
+    Args:
+        model: of which the copy shares what it does not lose.
+        units: of the model.
+        plan: how to remove them, see `plan`.
+        heads: the units that are whole heads.
+        kept: a mask of the units.
+    """
+    kept = kept.cpu()
+    with units.zeroed(kept | ~heads):
+        left = kept | heads
+        yield removed(model, plan, left), left
 
 
 def gone_by_module(plan: Plan, kept: Tensor) -> dict[str, Tensor]:

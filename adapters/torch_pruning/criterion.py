@@ -107,7 +107,7 @@ class HostCriterion:
         try:
             for p in parameters:
                 p.requires_grad_(p.is_floating_point())
-            squared = isinstance(self.importance, _HESSIAN | _KRONECKER)
+            squared = isinstance(self.importance, _HESSIAN) or unfed
             found = _gradients(problem, parameters, self.samples, squared)
             for p, g in zip(parameters, found, strict=True):
                 p.grad = g

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
@@ -38,6 +39,18 @@ def leave_gradient(model: nn.Module, losses: Callable[[slice], Tensor]) -> None:
     """
     model.zero_grad()
     losses(slice(0, GRADIENT_SAMPLES)).mean().backward()
+
+
+def see_activations(model: nn.Module, importance: Any, forward: Callable[[slice], Any]) -> None:
+    """Let hooks of an ActivationImportance see the inputs of every layer.
+
+    Args:
+        model: that is pruned.
+        importance: of the host, with `compute_importance`.
+        forward: ``fn(samples)`` calls the model on a slice of the samples.
+    """
+    with importance.compute_importance(model), torch.no_grad():
+        forward(slice(0, GRADIENT_SAMPLES))
 
 
 def accumulate_squares(model: nn.Module, importance: Any, losses: Callable[[slice], Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""What importances of Torch-Pruning see of data through hooks, without a trace in the model afterwards."""
+"""What importances of Torch-Pruning see of data inside a block, without a trace in the model afterwards."""
 
 from __future__ import annotations
 
@@ -83,13 +83,10 @@ def squares_seen(problem: Problem, importance: Any, squares: Mapping[int, Tensor
     try:
         importance.modules, importance.steps = layers, 1
         importance.num_classes = -1  # the layer of the classes may have to go as well
+        by_layer = {m: squares[id(m.weight)] for m in layers}
         importance.Fisher = {
-            m: (
-                squares[id(m.weight)].transpose(0, 1)
-                if getattr(m, "transposed", False)
-                else squares[id(m.weight)]
-            ).flatten(1)
-            for m in layers
+            m: (x.transpose(0, 1) if getattr(m, "transposed", False) else x).flatten(1)
+            for m, x in by_layer.items()
         }
         yield
     finally:

@@ -14,6 +14,7 @@ from de_plugin.adapters.torch_pruning.asking import Asking
 from de_plugin.adapters.torch_pruning.copies import (
     Copies,
     Plan,
+    cut,
     gone_by_module,
     removed,
     units_of,
@@ -180,12 +181,9 @@ class Step:
 
     def _resettled(self, kept: Mask) -> float:
         problem = self.problem
-        kept = kept.cpu()
-        with self._units.zeroed(kept | ~self._heads):  # see `Copies`
-            kept = kept | self._heads
-            model = removed(self._before, self._plan, kept)
+        with cut(self._before, self._units, self._plan, self._heads, kept) as (model, left):
             if self._matching is not None:
-                gone, samples = gone_by_module(self._plan, kept), self._matching.samples
+                gone, samples = gone_by_module(self._plan, left), self._matching.samples
                 batches = problem.pool.take(calibration(problem, samples), samples)
                 with Tentative(self._matching).on_copy(problem, model, gone), torch.no_grad():
                     for batch in batches:

@@ -15,27 +15,23 @@ from de_plugin.errors import ArgumentError
 def check_asked(
     who: str,
     divergence: str | Divergence | Callable[[Any, Any], Any],
-    samples: int | None,
-    batch_size: int,
     holdout: float,
     seed: int,
+    **counts: int,
 ) -> None:
     """Refuse what would fail only when it is measured.
 
     Args:
         who: whose arguments they are.
         divergence: a name, a divergence or a callable.
-        samples: a positive number, or None for all.
-        batch_size: a positive number.
         holdout: a fraction in [0, 1).
         seed: in [0, 2**31).
+        counts: positive whole numbers, by their names.
 
     Raises:
         ArgumentError: a value cannot work.
     """
-    if samples is not None:
-        check_counts(who, samples=samples)
-    check_counts(who, batch_size=batch_size)
+    check_counts(who, **counts)
     resolved(divergence)
     if not _is(holdout, Real) or not 0 <= holdout < 1:
         raise ArgumentError(f"{who}(holdout={holdout!r}): expected a fraction in [0, 1)")

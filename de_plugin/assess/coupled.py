@@ -213,6 +213,9 @@ class CoupledUnits(ParameterUnits):
                 f"kept: got {kept.dtype} {tuple(kept.shape)}, expected torch.bool ({self.count},)"
             )
         kept = kept.cpu()
+        if bool(kept.all()):
+            yield {}
+            return
         saved: list[tuple[nn.Parameter, Tensor]] = []
         try:
             for layer, ties in zip(self.layers, self._ties, strict=True):

@@ -26,10 +26,10 @@ from torch import Tensor, nn
 from de_plugin import Taylor
 from de_plugin.adapters.torch_pruning import DEImportance, DEPruner, as_criterion
 from de_plugin.adapters.torch_pruning.feeding import (
-    GRADIENT_SAMPLES,
     accumulate_squares,
     leave_gradient,
     plain_importances,
+    see_activations,
 )
 
 OURS = ("de", "taylor (corrected)", "hessian (corrected)", "obdc (corrected)")
@@ -100,12 +100,8 @@ def _pruner(
         found: Tensor = case.losses(model(case.inputs[samples]), case.labels[samples])
         return found
 
-    def see_activations() -> None:
-        with importance.compute_importance(model), torch.no_grad():
-            model(case.inputs[:GRADIENT_SAMPLES])
-
     feeds: dict[str, Callable[[], None]] = {
-        "activation": see_activations,
+        "activation": lambda: see_activations(model, importance, lambda x: model(case.inputs[x])),
         "taylor": lambda: leave_gradient(model, losses),
         "hessian": lambda: accumulate_squares(model, importance, losses),
     }

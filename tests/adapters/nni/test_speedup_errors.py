@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from de_plugin.adapters.nni.speedup import speedup
 from de_plugin.errors import ArgumentError, DEWarning, StructureError
 from tests.adapters.nni.test_speedup_laws import BUILDS, IMAGE, Build, built, images, rows
+from tests.adapters.torch_pruning.architectures import CASES
 
 
 class Locked(nn.Linear):
@@ -50,23 +51,12 @@ def half(n: int) -> list[int]:
     return list(range(n // 2))
 
 
-class Recurrent(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.lstm = nn.Linear(6, 8), nn.LSTM(8, 5, batch_first=True)
-        self.fc = nn.Linear(5, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.fc(self.lstm(self.a(x))[0])
-        return out
-
-
 FAILING: dict[str, tuple[Build, dict[str, list[int]], tuple[int, ...], str]] = {
     "branch": (seq(Inner(), nn.Flatten()), {"0.a": half(8)}, IMAGE, r"0 \(Inner\), line `if x.sum\(\) > 0:`"),
     "written size": (Written, {"a": half(8)}, IMAGE, r"the model \(Written\), line .*flatten\(1\)"),
     "recurrent": (
-        Recurrent,
-        {"a": half(8)},
+        CASES["lstm"].build,
+        {"embed": half(12)},
         (2, 4, 6),
         r"lstm \(LSTM\): NNI cannot make this kind .*nor what",
     ),

@@ -198,9 +198,8 @@ def _shrink(model: nn.Module, graph: GraphModule, masks: Checked, inputs: tuple[
     except StructureError:
         raise
     except Exception as error:
-        where = stuck(error, graph)
-        recurrent = [n for n, m in graph.named_modules() if isinstance(m, nn.RNNBase)]
-        if any(where.startswith(f"{name} (") for name in recurrent):
+        where, module = stuck(error, graph)
+        if isinstance(module, nn.RNNBase):
             raise StructureError(
                 f"{where}: NNI cannot make this kind of layer smaller, nor what it is given; {_EXCLUDE}"
             ) from error

@@ -67,15 +67,18 @@ def located(model: nn.Module, doing: str, remedy: str) -> Iterator[None]:
         ) from error
 
 
-def stuck(error: BaseException, graph: GraphModule) -> str:
-    """Name the module or the operator at which the host stopped."""
-    found = "the model"
+def stuck(error: BaseException, graph: GraphModule) -> tuple[str, nn.Module | None]:
+    """Return the name of the module or the operator at which the host stopped, and the module."""
+    found: Node | None = None
     trace = error.__traceback__
     while trace is not None:
         node = trace.tb_frame.f_locals.get("node")
         if isinstance(node, Node):
-            found = f"{node.name} ({node.target})"
-            if node.op == "call_module":
-                found = f"{node.target} ({type(graph.get_submodule(str(node.target))).__name__})"
+            found = node
         trace = trace.tb_next
-    return found
+    if found is None:
+        return "the model", None
+    if found.op != "call_module":
+        return f"{found.name} ({found.target})", None
+    module = graph.get_submodule(str(found.target))
+    return f"{found.target} ({type(module).__name__})", module

@@ -14,7 +14,7 @@ from torch import Tensor
 from de_plugin.assess.candidates import Made
 from de_plugin.assess.divergence import KL
 from de_plugin.assess.problem import Problem
-from de_plugin.criteria import Criterion, criterion, register
+from de_plugin.criteria import Activation, Criterion, Fisher, Taylor, criterion, register
 from de_plugin.errors import ArgumentError
 from de_plugin.evolve import Halving, Search, halve
 from de_plugin.prune.guides import GUIDES, choice, costly
@@ -70,19 +70,35 @@ class DirectedEvolution:
     guides: bool = False
 
     @classmethod
-    def brief(cls) -> DirectedEvolution:
+    def brief(cls, samples: int = 1024) -> DirectedEvolution:
         """Return a search of some hundred evaluations, for hundreds of units: what adapters make by default.
+
+        Args:
+            samples: measure a candidate on at most so many, 2 or more; what criteria and gradients see grows
+                with them, and the time. Where little is taken away, candidates differ by less than a few
+                samples tell, and more of them choose better.
+
+        Raises:
+            ArgumentError: `samples` is below 2.
 
         >>> DirectedEvolution.brief().population
         16
+        >>> DirectedEvolution.brief(samples=5120).swaps.gradient_samples
+        2560
         """
+        if samples < 2:
+            raise ArgumentError(f"samples={samples}: expected 2 or more")
+        share, half = samples / 1024, samples // 2
+        many, some = (max(1, round(n * share)) for n in (2000, 1000))
         return cls(
-            criteria=("magnitude", "activation", "fisher", "taylor"),
+            criteria=("magnitude", Activation(samples=many), Fisher(samples=many), Taylor(samples=some)),
             population=16,
             generations=3,
-            samples=1024,
+            samples=samples,
             halving=Halving(2),
-            swaps=Swaps(rounds=6, candidates=16, samples=1024, gradient_samples=512, patience=3, share=0.1),
+            swaps=Swaps(
+                rounds=6, candidates=16, samples=samples, gradient_samples=half, patience=3, share=0.1
+            ),
             guides=True,
         )
 

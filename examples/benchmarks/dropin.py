@@ -11,6 +11,7 @@ error. See `dropin_networks.py` for what is measured, and `dropin_torch_pruning.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib
 import itertools
 import warnings
@@ -49,7 +50,8 @@ def main() -> None:
         raise SystemExit(
             f"--networks {never}: {options.host} cannot prune them; give --host {' or '.join(QUANTIZING)}"
         )
-    document = _opened(options, host)
+    search = DirectedEvolution.brief(options.search_samples)
+    document = _opened(options, host, search)
     rows: list[dict[str, Any]] = document["rows"]
     for network, data, seed in _cases(options):
         found: Case | None = None
@@ -62,7 +64,7 @@ def main() -> None:
                 if any("error" not in r for r in old):
                     continue
                 if found is None:
-                    found = case(network, data, samples, seed)
+                    found = dataclasses.replace(case(network, data, samples, seed), search=search)
                     intact = {**size(found.model, found.inputs), **found.measured(found.model)}
                     document["intact"][f"{network} {data}"] = intact
                 rows[:] = [r for r in rows if r not in old]
@@ -84,6 +86,12 @@ def _parsed() -> argparse.Namespace:
     parser.add_argument(
         "--samples", type=int, help="2,000 images, 256 frames or 64 sentences where not given"
     )
+    parser.add_argument(
+        "--search-samples",
+        type=int,
+        default=1024,
+        help="that DE measures a candidate on in hosts that prune; give another file for another number",
+    )
     parser.add_argument("--threads", type=int, default=2)
     return parser.parse_args()
 
@@ -102,7 +110,7 @@ def _cells(options: argparse.Namespace) -> Iterator[tuple[float | None, int | No
         yield from itertools.product(options.ratios, options.steps)
 
 
-def _opened(options: argparse.Namespace, host: Any) -> dict[str, Any]:
+def _opened(options: argparse.Namespace, host: Any, search: DirectedEvolution) -> dict[str, Any]:
     """Return what the file holds, or a new document.
 
     Raises:
@@ -111,7 +119,7 @@ def _opened(options: argparse.Namespace, host: Any) -> dict[str, Any]:
     fresh = {
         "host": options.host,
         "versions": versions(host.VERSIONS),
-        "criterion": getattr(host, "CRITERION", repr(DirectedEvolution.brief())),
+        "criterion": getattr(host, "CRITERION", repr(search)),
         "intact": {},
         "rows": [],
     }

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from de_plugin import KL, Cosine
+from de_plugin import KL, Cosine, DirectedEvolution
 from de_plugin.assess.divergence import Divergence
 from de_plugin.zoo import DATA, Dataset, crepe, found_pitch, minilm, sentences, teacher, token_ids, tones
 
@@ -92,6 +92,7 @@ class Case:
         margin: how much of another's divergence on held-out data a search for levels may cause, to have no
             more loss on the test data. Far below 1 where labels make the loss: rounding moves the intact
             network's loss up or down.
+        search: what Directed Evolution prunes by.
     """
 
     name: str
@@ -112,6 +113,7 @@ class Case:
     held_out: Tensor | None = None
     levels: dict[str, Any] = field(default_factory=dict)
     margin: float = MARGIN
+    search: DirectedEvolution = field(default_factory=DirectedEvolution.brief)
 
     @cached_property
     def intact(self) -> Tensor:

@@ -78,6 +78,7 @@ def _pruner(
     torch.manual_seed(seed)
     if method in OURS:
         batches: Any = inputs
+        asked["criterion"] = case.search
         if method != "de":
             batches = (inputs, case.labels)
             hosts = {"hessian": tp.importance.GroupHessianImportance, "obdc": tp.importance.OBDCImportance}
@@ -86,7 +87,7 @@ def _pruner(
         pruner = DEPruner(model, example, batches, match_batchnorm=False, **asked, **options)
         return pruner, lambda: None
     if method == "de importance":
-        importance: Any = DEImportance(model, inputs, **asked)
+        importance: Any = DEImportance(model, inputs, case.search, **asked)
     elif method == "taylor":
         importance = tp.importance.GroupTaylorImportance()
     elif method == "hessian":

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -19,6 +16,7 @@ from de_plugin.assess import KL, CalibratedKL
 from de_plugin.errors import ArgumentError
 from de_plugin.evolve import Halving
 from de_plugin.prune.guides import choice
+from tests.hashing import printed_whatever_the_hashes
 
 QUICK = DirectedEvolution(
     population=6,
@@ -149,18 +147,21 @@ for name, mask in report.masks.items():
 
 
 def test_the_same_seed_gives_the_same_mask_in_every_process() -> None:
-    found = []
-    for salt in ("1", "2"):
-        done = subprocess.run(
-            [sys.executable, "-c", SCRIPT],
-            env={**os.environ, "PYTHONHASHSEED": salt},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        found.append(done.stdout)
-    assert "0.weight" in found[0]
-    assert found[0] == found[1]
+    assert "0.weight" in printed_whatever_the_hashes(SCRIPT)
+
+
+def test_a_brief_search_is_as_large_as_it_is_asked_to_be() -> None:
+    usual, more = DirectedEvolution.brief(), DirectedEvolution.brief(5120)
+    assert usual == DirectedEvolution.brief(1024)
+    assert (usual.samples, usual.swaps.samples, usual.swaps.gradient_samples) == (1024, 1024, 512)
+    assert (more.samples, more.swaps.samples, more.swaps.gradient_samples) == (5120, 5120, 2560)
+    plain: Any
+    for plain, many in zip(usual.criteria[1:], more.criteria[1:], strict=True):
+        assert many == replace(plain, samples=5 * plain.samples)
+    least = de_plugin.prune(linear(), data(8), 0.5, DirectedEvolution.brief(samples=2))
+    assert least.sparsity == 0.5
+    with pytest.raises(ArgumentError, match="samples=1: expected 2 or more"):
+        DirectedEvolution.brief(1)
 
 
 def test_it_is_a_criterion_inside_others() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
+import de_plugin
 from de_plugin.adapters.torch_pruning import DEImportance, DEPruner
 from de_plugin.adapters.torch_pruning.copies import plan as plan_of
 from de_plugin.adapters.torch_pruning.copies import removed
@@ -90,11 +92,56 @@ def test_the_importance_in_regularizing_pruners_of_the_host(cls: Any) -> None:
     model(case.inputs()).square().sum().backward()
     pruner.regularize(model)
     asked = len(pruner.importance._known)
+    if cls is tp.pruner.GrowingRegPruner:
+        grown = {group: reg.clone() for group, reg in pruner.group_reg.items()}
+        pruner.update_reg()
+        for group, before in grown.items():
+            scores, after = pruner.importance(group), pruner.group_reg[group]
+            assert float(after.max()) == pytest.approx(float(before.max()) + pruner.delta_reg, rel=1e-3)
+            assert int(after.argmax()) == int(scores.argmin())
+            assert float(after[scores.argmax()]) == float(before[scores.argmax()])
     pruner.regularize(model)
     assert len(pruner.importance._known) == asked
     assert all(bool(torch.isfinite(p.grad).all()) for p in model.parameters() if p.grad is not None)
     pruner.step()
     assert model[0].out_channels == 4
+
+
+def test_scores_of_groups_are_what_their_channels_cost() -> None:
+    case = CASES["plain"]
+    model, x = case.build(), case.inputs()
+    importance = DEImportance(model, x, QUICK)
+    pruner = tp.pruner.BasePruner(model, x[:1], importance, ignored_layers=case.ignored(model))
+    groups = list(pruner.DG.get_all_groups(ignored_layers=pruner.ignored_layers))
+    assert len(groups) > 1
+    names = {module: name for name, module in model.named_modules()}
+    with torch.no_grad():
+        target = model(x)
+        for group in groups:
+            scores = importance(group)
+            student = copy.deepcopy(model)
+            layer: Any = student.get_submodule(names[group[0].dep.target.module])
+            layer.weight.zero_()
+            layer.bias.zero_()
+            measured = float(de_plugin.KL()(student(x), target, None))
+            assert float(scores.sum()) >= measured * (1 - 1e-5)  # they never fall along the order
+            assert float(scores.sum()) <= 3 * measured
+
+
+def test_a_group_that_matters_less_loses_more() -> None:
+    case = CASES["mlp"]
+    model = case.build()
+    layers = [m for m in model.modules() if isinstance(m, nn.Linear)]
+    assert len(layers) > 2
+    with torch.no_grad():  # what the first group's channels carry hardly reaches the outputs
+        layers[1].weight.mul_(1e-3)
+    widths = [layer.out_features for layer in layers]
+    pruner = pruner_of(
+        case, model, tp.pruner.BasePruner, global_pruning=True, pruning_ratio=0.25, max_pruning_ratio=0.9
+    )
+    pruner.step()
+    lost = [1 - layer.out_features / width for layer, width in zip(layers, widths, strict=True)]
+    assert lost[0] > lost[1]
 
 
 def kept_by(model: nn.Module, **options: Any) -> Any:

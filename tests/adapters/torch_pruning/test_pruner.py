@@ -24,6 +24,7 @@ from de_plugin.adapters.torch_pruning import (
 from de_plugin.errors import DEWarning, SelectionError
 from tests.adapters.torch_pruning.architectures import CASES, last_layer
 from tests.adapters.torch_pruning.pruners import MODES, QUICK, fix_heads, pruner_of, shapes
+from tests.hashing import printed_whatever_the_hashes
 
 REFUSED = [("split", "iterative"), ("gqa", "iterative")]
 """Where the host itself loses count of channels in a second step."""
@@ -243,6 +244,42 @@ def test_same_seed_same_network() -> None:
         pruner_of(case, model, global_pruning=True).step()
     assert shapes(first) == shapes(second)
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+
+
+_SCRIPT = """
+from tests.adapters.torch_pruning.pruners import *
+from tests.adapters.torch_pruning.architectures import CASES
+import hashlib, torch_pruning as tp
+for cls in (DEPruner, tp.pruner.BasePruner):
+    for name, mode in (("residual", "global"), ("vit", "local"), ("concat", "iterative")):
+        case, options = CASES[name], MODES[mode]
+        model = case.build()
+        pruner = pruner_of(case, model, cls, **options)
+        for _ in range(pruner.iterative_steps):
+            pruner.step()
+        for n, p in model.named_parameters():
+            digest = hashlib.sha256(p.detach().numpy().tobytes()).hexdigest()
+            print(cls.__name__, name, n, tuple(p.shape), digest)
+"""
+
+
+def test_it_does_not_depend_on_the_seed_of_hashes() -> None:
+    found = printed_whatever_the_hashes(_SCRIPT)
+    for told in ("DEPruner vit attention.qkv.weight", "BasePruner residual stem.weight"):
+        assert told in found
+
+
+@pytest.mark.parametrize("name", ["group_norm", "gqa", "vit", "normed"])
+def test_the_report_tells_what_the_pruned_network_really_loses(name: str) -> None:
+    case = CASES[name]
+    model, teacher, x = case.build(), case.build(), case.inputs()
+    pruner = pruner_of(case, model, holdout=0, **{"match_batchnorm": False} if name == "normed" else {})
+    pruner.step()
+    [report] = pruner.report()
+    with torch.no_grad():
+        left = float(de_plugin.KL()(model(x), teacher(x), None))
+    assert left > 0
+    assert report.after == pytest.approx(left, rel=1e-4)
 
 
 def test_a_group_never_loses_more_than_the_highest_ratio() -> None:

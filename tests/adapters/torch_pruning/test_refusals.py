@@ -10,6 +10,9 @@ import torch_pruning as tp
 from torch import Tensor, nn
 
 from de_plugin.adapters.torch_pruning import (
+    DEBNScalePruner,
+    DEGroupNormPruner,
+    DEGrowingRegPruner,
     DEImportance,
     DEPruner,
     register,
@@ -124,12 +127,13 @@ def test_registering_is_idempotent_and_reversible() -> None:
     register()
     try:
         assert tp.importance.DEImportance is DEImportance
-        assert tp.pruner.DEPruner is DEPruner
+        for cls in (DEPruner, DEBNScalePruner, DEGroupNormPruner, DEGrowingRegPruner):
+            assert getattr(tp.pruner, cls.__name__) is cls
     finally:
         unregister()
         unregister()
     assert not hasattr(tp.importance, "DEImportance")
-    assert not hasattr(tp.pruner, "DEPruner")
+    assert not [name for name in dir(tp.pruner) if name.startswith("DE")]
     tp.pruner.DEPruner = object
     try:
         with pytest.raises(ArgumentError, match="remove that first"):

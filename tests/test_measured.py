@@ -11,7 +11,8 @@ import pytest
 from tests.scripts import BENCHMARKS, benchmark
 
 ROOT = Path(__file__).parents[1]
-PRUNERS = ("dropin-torch-pruning.json", "dropin-nni.json")
+PRUNERS = {"dropin-torch-pruning.json": 40, "dropin-nni.json": 70, "dropin-nni-10000.json": 8}
+"""Files, and how many cells they hold at least."""
 
 
 def test_every_measured_file_is_shown_as_it_was_measured() -> None:
@@ -145,7 +146,7 @@ def shown(name: str) -> list[str]:
 def test_every_measured_cell_is_shown_as_it_was_measured(name: str) -> None:
     text = (ROOT / "docs" / "benchmarks.md").read_text()
     lines = shown(name)
-    assert len(lines) >= 10
+    assert len(lines) >= PRUNERS[name]
     for line in lines:
         assert line in text, line
 

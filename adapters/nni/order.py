@@ -18,6 +18,8 @@ _LENGTHS = 12
 """Lengths of an order at which the divergence is measured, for a threshold."""
 _ROUNDS = 3
 """Orders that are tried for a threshold: each is made for the count that the last one has reached."""
+_MANY = 4096
+"""So many units that have gone can come back: more than a search exchanges one by one."""
 
 
 @dataclass(frozen=True)
@@ -189,9 +191,31 @@ class Order:
             return
         problem.quota = quota
         try:
-            problem.kept = problem.select(self._asked(free, more), free, more)
+            self._take(free, more, self._back(counts))
         finally:
             problem.quota = None
+
+    def _back(self, counts: list[int | None]) -> Mask:
+        """Return which units may come back, where counts are known: their weights are still there."""
+        back = torch.zeros_like(self._free)
+        for at, count in zip(self._at, counts, strict=True):
+            if count:
+                back[at] = self._free[at] & ~self.problem.kept[at]
+        return back
+
+    def _take(self, free: Mask, more: int, back: Mask) -> None:
+        """Let `more` go. Where much has gone before, choose all of it anew as well; what is better stays."""
+        problem = self.problem
+        before, many = problem.kept, int(back.sum())
+        problem.kept = problem.select(self._asked(free, more), free, more)
+        if many < _MANY:
+            return
+        grown, scores = problem.kept, self._scores.clone()
+        problem.kept = before | back
+        anew = problem.select(self._asked(free | back, more + many), free | back, more + many)
+        problem.kept = anew
+        if float(problem.gate(torch.stack([grown, anew])).diff()) >= 0:
+            problem.kept, self._scores = grown, scores
 
     def _below(self, threshold: float) -> None:
         """Zero as much as keeps the divergence below a threshold, of the groups that have it."""

@@ -143,6 +143,34 @@ def test_pruned_units_stay_pruned_while_training_goes_on() -> None:
         assert not bool((after & ~before).any())
 
 
+def agp(many: int, monkeypatch: pytest.MonkeyPatch) -> tuple[list[Any], list[Any]]:
+    """Return the masks of single weights after each of two steps, and the reports."""
+    monkeypatch.setattr("de_plugin.adapters.nni.order._MANY", many)
+    model, masks = simple(), list[Any]()
+    inner = DEPruner(model, config(0.5), batches=images(), criterion=SMALL, fine=True, holdout=0)
+    update = inner.update_masks
+
+    def look(found: Any) -> None:
+        masks.append({name: found[name]["weight"].bool() for name in ("conv1", "conv2", "conv3", "fc1")})
+        update(found)
+
+    monkeypatch.setattr(inner, "update_masks", look)
+    AGPPruner(inner, 2, 2, evaluator(model, lr=0.0)).compress(4, None)
+    return masks, inner.report()
+
+
+def test_many_single_weights_are_chosen_anew_at_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    (grown, told), (anew, better) = agp(1 << 40, monkeypatch), agp(1, monkeypatch)
+    came_back = 0
+    for name, mask in anew[0].items():
+        assert torch.equal(mask, grown[0][name])
+        assert not bool((grown[1][name] & ~grown[0][name]).any())
+        assert int(anew[1][name].sum()) == int(grown[1][name].sum()) == mask.numel() // 2
+        came_back += int((anew[1][name] & ~mask).sum())
+    assert came_back > 0
+    assert better[1].after < told[1].after
+
+
 def test_it_takes_over_from_another_pruner_with_its_masks_in_force() -> None:
     model = simple()
     first = L1NormPruner(model, [{"op_names": ["conv1"], "sparse_ratio": 0.75}])

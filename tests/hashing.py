@@ -22,5 +22,5 @@ def printed_whatever_the_hashes(script: str) -> str:
         )
         assert run.returncode == 0, run.stderr
         found.append(run.stdout)
-    assert found[0] == found[1]
+    assert found[0] == found[1], "\n--\n".join(found)
     return found[0]

@@ -214,7 +214,8 @@ class Order:
         problem.kept = before | back
         anew = problem.select(self._asked(free | back, more + many), free | back, more + many)
         problem.kept = anew
-        if float(problem.gate(torch.stack([grown, anew])).diff()) >= 0:
+        was, now = problem.gate(torch.stack([grown, anew])).tolist()
+        if not now < was:
             problem.kept, self._scores = grown, scores
 
     def _below(self, threshold: float) -> None:

@@ -40,9 +40,12 @@ class DEPruner(L1NormPruner):  # schedules know the norm pruners as what they wo
     global group. Candidates are measured on an unwrapped copy in eval mode, with the masks of earlier steps
     and of other pruners in force; the user's model is not touched.
 
-    In `LinearPruner` and `AGPPruner` it prunes when they say. Trained together with a distiller or a
-    quantizer it prunes every `interval_steps` steps; where none are set, once it has its samples. A setting
-    that has removed nothing by the end gets a `DEWarning`.
+    In `LinearPruner` and `AGPPruner` it prunes when they say. Where 4,096 units or more of its own have gone
+    (by earlier steps, or by masks that were set), a step also searches as if none of them had, and keeps
+    what is better on the samples held back: some may come back, and the step takes twice as long.
+
+    Trained together with a distiller or a quantizer it prunes every `interval_steps` steps; where none are
+    set, once it has its samples. A setting that has removed nothing by the end gets a `DEWarning`.
 
     Args:
         model: to be pruned.

@@ -68,7 +68,7 @@ def located(model: nn.Module, doing: str, remedy: str) -> Iterator[None]:
 
 
 def stuck(error: BaseException, graph: GraphModule) -> tuple[str, nn.Module | None]:
-    """Return the name of the module or the operator at which the host stopped, and the module."""
+    """Return the name of what the host stopped at, and the module; None where it is no module."""
     found: Node | None = None
     trace = error.__traceback__
     while trace is not None:

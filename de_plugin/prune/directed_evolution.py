@@ -13,6 +13,7 @@ from torch import Tensor
 
 from de_plugin.assess.candidates import Made
 from de_plugin.assess.divergence import KL
+from de_plugin.assess.guard import check_counts
 from de_plugin.assess.problem import Problem
 from de_plugin.criteria import Activation, Criterion, Fisher, Taylor, criterion, register
 from de_plugin.errors import ArgumentError
@@ -74,30 +75,33 @@ class DirectedEvolution:
         """Return a search of some hundred evaluations, for hundreds of units: what adapters make by default.
 
         Args:
-            samples: measure a candidate on at most so many, 2 or more; what criteria and gradients see grows
-                with them, and the time. Where little is taken away, candidates differ by less than a few
-                samples tell, and more of them choose better.
+            samples: measure a candidate on at most so many, 2 or more. The samples of the criteria and of the
+                swaps' gradients grow in proportion, as does the time. Only samples that the search is given
+                count: of those that a pruner reads, a tenth is held back.
 
         Raises:
-            ArgumentError: `samples` is below 2.
+            ArgumentError: `samples` is no whole number, or below 2.
 
         >>> DirectedEvolution.brief().population
         16
         >>> DirectedEvolution.brief(samples=5120).swaps.gradient_samples
         2560
         """
+        check_counts(samples=samples)
         if samples < 2:
             raise ArgumentError(f"samples={samples}: expected 2 or more")
-        share, half = samples / 1024, samples // 2
-        many, some = (max(1, round(n * share)) for n in (2000, 1000))
+        seen = [
+            replace(c, samples=max(1, round(c.samples * samples / 1024)))
+            for c in (Activation(), Fisher(), Taylor())
+        ]
         return cls(
-            criteria=("magnitude", Activation(samples=many), Fisher(samples=many), Taylor(samples=some)),
+            criteria=("magnitude", *seen),
             population=16,
             generations=3,
             samples=samples,
             halving=Halving(2),
             swaps=Swaps(
-                rounds=6, candidates=16, samples=samples, gradient_samples=half, patience=3, share=0.1
+                rounds=6, candidates=16, samples=samples, gradient_samples=samples // 2, patience=3, share=0.1
             ),
             guides=True,
         )

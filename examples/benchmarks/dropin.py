@@ -50,7 +50,7 @@ def main() -> None:
         raise SystemExit(
             f"--networks {never}: {options.host} cannot prune them; give --host {' or '.join(QUANTIZING)}"
         )
-    search = DirectedEvolution.brief(options.search_samples)
+    search = _search(options)
     document = _opened(options, host, search)
     rows: list[dict[str, Any]] = document["rows"]
     for network, data, seed in _cases(options):
@@ -87,10 +87,7 @@ def _parsed() -> argparse.Namespace:
         "--samples", type=int, help="2,000 images, 256 frames or 64 sentences where not given"
     )
     parser.add_argument(
-        "--search-samples",
-        type=int,
-        default=1024,
-        help="that DE measures a candidate on in hosts that prune; give another file for another number",
+        "--search-samples", type=int, help="that DE measures a candidate on, no more than --samples"
     )
     parser.add_argument("--threads", type=int, default=2)
     return parser.parse_args()
@@ -108,6 +105,22 @@ def _cells(options: argparse.Namespace) -> Iterator[tuple[float | None, int | No
         yield None, None
     else:
         yield from itertools.product(options.ratios, options.steps)
+
+
+def _search(options: argparse.Namespace) -> DirectedEvolution:
+    """Return what Directed Evolution prunes by.
+
+    Raises:
+        SystemExit: it would not be what was asked for.
+    """
+    asked, given = options.search_samples, options.samples or 0
+    if asked is None:
+        return DirectedEvolution.brief()
+    if options.host in QUANTIZING:
+        raise SystemExit(f"--search-samples {asked}: {options.host} searches for levels on all samples")
+    if not 2 <= asked <= given:
+        raise SystemExit(f"--search-samples {asked}: expected 2 or more, and as many --samples")
+    return DirectedEvolution.brief(asked)
 
 
 def _opened(options: argparse.Namespace, host: Any, search: DirectedEvolution) -> dict[str, Any]:

@@ -20,6 +20,7 @@ with warnings.catch_warnings():
 
     from de_plugin.adapters.nni import DEPruner, as_criterion, speedup
 
+from de_plugin.assess import Problem
 from de_plugin.errors import DataError, DEWarning
 
 pytestmark = pytest.mark.filterwarnings(
@@ -169,6 +170,32 @@ def test_many_single_weights_are_chosen_anew_at_each_step(monkeypatch: pytest.Mo
         came_back += int((anew[1][name] & ~mask).sum())
     assert came_back > 0
     assert better[1].after < told[1].after
+
+
+@pytest.mark.parametrize("worse", ["more", "infinite"])
+def test_what_is_chosen_anew_and_no_better_is_dropped(worse: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    grown, told = agp(1 << 40, monkeypatch)
+    gate = Problem.gate
+
+    def refuses(problem: Problem, population: Any, *, repair: bool = True) -> Any:
+        values = gate(problem, population, repair=repair)
+        if len(population) == 2:  # what has grown and what was chosen anew
+            values = torch.tensor([1.0, 2.0] if worse == "more" else [float("inf")] * 2)
+        return values
+
+    monkeypatch.setattr(Problem, "gate", refuses)
+    kept, left = agp(1, monkeypatch)
+    for name, mask in grown[1].items():
+        assert torch.equal(kept[1][name], mask)
+    assert left[1].after == told[1].after
+
+
+@pytest.mark.parametrize(("before", "back"), [(0, True), (1, False)])
+def test_few_units_that_have_gone_stay_so(before: int, back: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, _ = agp(1 << 40, monkeypatch)
+    gone = sum(int((~mask).sum()) for mask in first[0].values())
+    masks, _ = agp(gone + before, monkeypatch)
+    assert any(bool((masks[1][n] & ~masks[0][n]).any()) for n in masks[0]) is back
 
 
 def test_it_takes_over_from_another_pruner_with_its_masks_in_force() -> None:

@@ -17,7 +17,7 @@ PRUNERS = {"dropin-torch-pruning.json": 40, "dropin-nni.json": 70, "dropin-nni-1
 SECTIONS = {
     "dropin-torch-pruning.json": "## Torch-Pruning",
     "dropin-nni.json": "## NNI",
-    "dropin-nni-10000.json": "### NNI with 10,000 images",
+    "dropin-nni-10000.json": "### NNI with more images",
 }
 
 

@@ -12,12 +12,18 @@ import pytest
 from tests.scripts import BENCHMARKS, benchmark
 
 ROOT = Path(__file__).parents[1]
-PRUNERS = {"dropin-torch-pruning.json": 40, "dropin-nni.json": 70, "dropin-nni-10000.json": 8}
+PRUNERS = {
+    "dropin-torch-pruning.json": 40,
+    "dropin-nni.json": 70,
+    "dropin-nni-10000.json": 8,
+    "dropin-nni-30000.json": 2,
+}
 """Files of `dropin.py`, and how many cells they must show at least."""
 SECTIONS = {
     "dropin-torch-pruning.json": "## Torch-Pruning",
     "dropin-nni.json": "## NNI",
     "dropin-nni-10000.json": "### NNI with more images",
+    "dropin-nni-30000.json": "### NNI with more images",
 }
 
 

@@ -32,8 +32,12 @@ from de_plugin.adapters.torch_pruning.feeding import (
     see_activations,
 )
 
-OURS = ("de", "taylor (corrected)", "hessian (corrected)", "obdc (corrected)")
-"""What a pruner of ours runs."""
+CORRECTED: dict[str, Callable[[], Any]] = {
+    "taylor (corrected)": lambda: Taylor(labels=True),
+    "hessian (corrected)": lambda: as_criterion(tp.importance.GroupHessianImportance()),
+    "obdc (corrected)": lambda: as_criterion(tp.importance.OBDCImportance()),
+}
+"""Criteria that a pruner of ours runs, with labels."""
 
 
 METHODS = (
@@ -76,15 +80,13 @@ def _pruner(
     }
     asked: dict[str, Any] = {"seed": seed, "divergence": case.divergence}
     torch.manual_seed(seed)
-    if method in OURS:
-        batches: Any = inputs
-        asked["criterion"] = case.search
-        if method != "de":
-            batches = (inputs, case.labels)
-            hosts = {"hessian": tp.importance.GroupHessianImportance, "obdc": tp.importance.OBDCImportance}
-            make = hosts.get(method.split()[0])
-            asked["criterion"] = Taylor(labels=True) if make is None else as_criterion(make())
-        pruner = DEPruner(model, example, batches, match_batchnorm=False, **asked, **options)
+    if method == "de" or method in CORRECTED:
+        corrected = CORRECTED.get(method)
+        batches: Any = inputs if corrected is None else (inputs, case.labels)
+        criterion: Any = case.search if corrected is None else corrected()
+        pruner = DEPruner(
+            model, example, batches, criterion=criterion, match_batchnorm=False, **asked, **options
+        )
         return pruner, lambda: None
     if method == "de importance":
         importance: Any = DEImportance(model, inputs, case.search, **asked)

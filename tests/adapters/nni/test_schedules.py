@@ -127,35 +127,35 @@ def test_thresholds_and_global_groups_follow_a_schedule() -> None:
     assert last["fc1.weight"] <= 15
 
 
+def recorded(pruner: Any) -> list[dict[str, Any]]:
+    """Return what will hold the masks of the weights, bool, after each step."""
+    masks: list[dict[str, Any]] = []
+    update = pruner.update_masks
+
+    def look(found: Any) -> None:
+        masks.append({name: targets["weight"].bool() for name, targets in found.items()})
+        update(found)
+
+    pruner.update_masks = look
+    return masks
+
+
 def test_pruned_units_stay_pruned_while_training_goes_on() -> None:
     model = simple()
     inner = DEPruner(model, GROUPED, batches=images(32), criterion=SMALL)
-    masks = []
-    update = inner.update_masks
-
-    def look(found: Any) -> None:
-        masks.append(found["conv1"]["weight"].flatten(1).any(1))
-        update(found)
-
-    inner.update_masks = look
+    masks = recorded(inner)
     LinearPruner(inner, 3, 4, evaluator(model, lr=0.1)).compress(12, None)
     assert len(masks) == 4
-    for before, after in pairwise(masks):
+    for before, after in pairwise(found["conv1"].flatten(1).any(1) for found in masks):
         assert not bool((after & ~before).any())
 
 
 def agp(many: int, monkeypatch: pytest.MonkeyPatch) -> tuple[list[Any], list[Any]]:
     """Return the masks of single weights after each of two steps, and the reports."""
     monkeypatch.setattr("de_plugin.adapters.nni.order._MANY", many)
-    model, masks = simple(), list[Any]()
+    model = simple()
     inner = DEPruner(model, config(0.5), batches=images(), criterion=SMALL, fine=True, holdout=0)
-    update = inner.update_masks
-
-    def look(found: Any) -> None:
-        masks.append({name: found[name]["weight"].bool() for name in ("conv1", "conv2", "conv3", "fc1")})
-        update(found)
-
-    monkeypatch.setattr(inner, "update_masks", look)
+    masks = recorded(inner)
     AGPPruner(inner, 2, 2, evaluator(model, lr=0.0)).compress(4, None)
     return masks, inner.report()
 

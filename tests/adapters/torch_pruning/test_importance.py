@@ -127,10 +127,8 @@ def test_scores_of_groups_are_what_their_channels_cost() -> None:
             layer.weight.zero_()
             layer.bias.zero_()
             found.append((float(scores.sum()), float(de_plugin.KL()(student(seen), model(seen), None))))
-    for told, measured in found:
-        assert told >= measured * (
-            1 - 1e-5
-        )  # costs never fall along the order, so that they may add up to more
+    for told, measured in found:  # costs never fall along the order, so that they may add up to more
+        assert told >= measured * (1 - 1e-5)
     assert sorted(found) == sorted(found, key=lambda pair: pair[1])
 
 

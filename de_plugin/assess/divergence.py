@@ -127,6 +127,8 @@ class KL:
         temperature: both logits are divided by it; > 0. Of several the mean is taken: at high ones the
             small probabilities count as well (Hinton et al., arXiv:1503.02531, sec. 2).
         dim: the class dimension of every output.
+        logits: what turns every output into logits; None: outputs are logits. ``torch.log`` for
+            probabilities, ``F.logsigmoid`` where sigmoids compete, such as those of bins around a pitch.
     """
 
     temperature: float | tuple[float, ...] = 1.0
@@ -134,31 +136,41 @@ class KL:
     name: str = "kl"
     differentiable: bool = True
     curvature: float = 1.0
+    logits: Callable[[Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
-        """Refuse temperatures that are not positive."""
+        """Refuse temperatures that are not positive, and logits that nothing makes."""
         fine = all(isinstance(t, Real) and t > 0 and math.isfinite(t) for t in self._temperatures)
         if not (self._temperatures and fine):
             raise ArgumentError(
                 f"temperature={self.temperature!r}: expected a finite number > 0, or a tuple of several"
+            )
+        if self.logits is not None and not callable(self.logits):
+            raise ArgumentError(
+                f"logits={self.logits!r}: expected a function of one output that returns logits, or None"
             )
 
     def __call__(self, student: PyTree, teacher: PyTree, labels: Any = None) -> Tensor:
         """Return the mean over samples and positions, in nats."""
         return _mean(
             [
-                self._between(F.log_softmax(ours / t, self.dim), F.log_softmax(theirs / t, self.dim))
+                self._between(self._log(ours, t), self._log(theirs, t))
                 for ours, theirs in _pairs(student, teacher)
                 for t in self._temperatures
             ]
         )
+
+    def disagreement(self, student: PyTree, teacher: PyTree) -> Tensor:
+        """Return how often the student's likeliest class is another one than the teacher's, in [0, 1]."""
+        likeliest = [[self._log(x).argmax(self.dim) for x in pair] for pair in _pairs(student, teacher)]
+        return _mean([(ours != theirs).float().mean() for ours, theirs in likeliest])
 
     def uninformed(self, teacher: PyTree) -> Tensor:
         """Return the divergence of a student that gives every sample the teacher's mean answer."""
         parts = []
         for theirs in leaves(teacher):
             for t in self._temperatures:
-                log_p = F.log_softmax(wide(theirs) / t, self.dim)
+                log_p = self._log(wide(theirs), t)
                 mean = log_p.exp().mean(0, keepdim=True).clamp_min(1e-30).log()
                 parts.append(self._between(mean.expand_as(log_p), log_p))
         return _mean(parts)
@@ -169,7 +181,7 @@ class KL:
         for x in leaves(outputs):
             drawn = []
             for t in self._temperatures:
-                p = F.softmax(x / t, self.dim).double().cumsum(self.dim)
+                p = F.softmax(self._scaled(x, t), self.dim).double().cumsum(self.dim)
                 u = _uniform(p.narrow(self.dim, 0, 1), generator)
                 index = (p < u * p.narrow(self.dim, -1, 1)).sum(self.dim)
                 drawn.append(index.clamp(max=x.shape[self.dim] - 1))
@@ -182,7 +194,7 @@ class KL:
         for x, drawn in zip(leaves(outputs), targets, strict=True):
             classes = drawn.unbind(-1) if len(self._temperatures) > 1 else (drawn,)
             for t, y in zip(self._temperatures, classes, strict=True):
-                log_p = F.log_softmax(x / t, self.dim)
+                log_p = self._log(x, t)
                 nll = -log_p.gather(self.dim, y.unsqueeze(self.dim)).squeeze(self.dim)
                 positions = max(1, nll[0].numel() if nll.dim() else 1)
                 parts.append(nll.sum() * (self.curvature / positions) ** 0.5)
@@ -192,6 +204,13 @@ class KL:
     @property
     def _temperatures(self) -> tuple[float, ...]:
         return self.temperature if isinstance(self.temperature, tuple) else (self.temperature,)
+
+    def _scaled(self, x: Tensor, temperature: float) -> Tensor:
+        return (x if self.logits is None else self.logits(x)) / temperature
+
+    def _log(self, x: Tensor, temperature: float = 1.0) -> Tensor:
+        """Return log probabilities."""
+        return F.log_softmax(self._scaled(x, temperature), self.dim)
 
     def _between(self, log_q: Tensor, log_p: Tensor) -> Tensor:
         """Return the mean divergence of log probabilities, the student's first."""
@@ -226,6 +245,7 @@ class CalibratedKL(KL):
     Args:
         temperature: of both logits, before.
         dim: the class dimension of every output.
+        logits: what turns an output into logits, see `KL`.
         share: weight of the calibrated term, in [0, 1].
     """
 

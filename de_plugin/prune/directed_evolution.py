@@ -18,7 +18,7 @@ from de_plugin.assess.problem import Problem
 from de_plugin.criteria import Activation, Criterion, Fisher, Taylor, criterion, register
 from de_plugin.errors import ArgumentError
 from de_plugin.evolve import Halving, Search, halve
-from de_plugin.prune.guides import GUIDES, choice, costly
+from de_plugin.prune.guides import choice, costly, guides
 from de_plugin.prune.swap import Swaps, swap
 from de_plugin.types import Mask, Masks, Scores
 
@@ -157,11 +157,11 @@ class DirectedEvolution:
         if not costly(problem, problem.divergence, values[0]):
             return kept, scores
         found, centres = [(kept, scores)], [state["centres"]]
-        for guide in GUIDES:
+        for guide in guides(problem.divergence):
             if problem.out_of_budget():
                 break
             state["centres"] = dict(learnt)
-            with problem.guided(replace(guide, dim=problem.divergence.dim)):
+            with problem.guided(guide):
                 found.append(self._searched(problem, eligible, count, free))
             centres.append(state["centres"])
             values.append(float(problem.gate(found[-1][0][None])[0]))

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import math
-from functools import partial
+from dataclasses import replace
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from de_plugin.assess.divergence import KL, CalibratedKL, Custom, leaves
+from de_plugin.assess.divergence import KL, CalibratedKL, Custom
 from de_plugin.assess.problem import Problem
 from de_plugin.prune.recover.moments import joined
-from de_plugin.types import Masks, PyTree
-
-GUIDES = (KL(temperature=(1.0, 2.0, 4.0)), CalibratedKL())
-"""What guides a search each."""
+from de_plugin.types import Masks
 
 _MUCH = 0.1
 """Part of the divergence of a student that says nothing, from where on others guide as well."""
 
 _LITTLE = 0.01
 """Part of it within which choices count as equally far from the teacher."""
+
+
+def guides(measure: KL) -> tuple[KL, ...]:
+    """Return what guides a search each besides `measure`, of the same outputs read in the same way."""
+    kinds = KL(temperature=(1.0, 2.0, 4.0)), CalibratedKL()
+    return tuple(replace(kind, dim=measure.dim, logits=measure.logits) for kind in kinds)
 
 
 def costly(problem: Problem, measure: KL, divergence: float) -> bool:
@@ -41,17 +41,12 @@ def choice(problem: Problem, measure: KL, masks: Masks, values: list[float]) -> 
         masks: what is kept, ``(choices, units)``.
         values: divergence of each on the data held back.
     """
-    with problem.guided(Custom(partial(_disagreement, measure.dim), "disagreement")):
+    with problem.guided(Custom(measure.disagreement, "disagreement")):
         wrong = problem.gate(masks).tolist()
     nothing = _nothing(problem, measure)
     close = min(values) + (_LITTLE * nothing if math.isfinite(nothing) else 0.0)
     chosen = min(range(len(values)), key=lambda n: (values[n] > close, wrong[n], values[n]))
     return chosen, {"divergence": values, "disagreement": wrong, "chosen": chosen}
-
-
-def _disagreement(dim: int, student: PyTree, teacher: PyTree) -> Tensor:
-    pairs = zip(leaves(student), leaves(teacher), strict=True)
-    return torch.stack([(x.argmax(dim) != y.argmax(dim)).float().mean() for x, y in pairs]).mean()
 
 
 def _nothing(problem: Problem, measure: KL) -> float:

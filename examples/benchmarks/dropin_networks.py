@@ -46,26 +46,6 @@ _TEST_FRAMES = 500
 _TEST_SENTENCES, _HELD_OUT_SENTENCES, _LONGEST = 256, 256, 32
 
 
-@dataclass(frozen=True)
-class PitchKL:
-    """KL(teacher || student) of the distributions over bins that normalised sigmoids are."""
-
-    name: str = "pitch kl"
-    differentiable: bool = True
-
-    def __call__(self, student: Any, teacher: Any, labels: Any = None) -> Tensor:
-        """Return the mean over samples, in nats."""
-        return KL()(F.logsigmoid(student), F.logsigmoid(teacher))
-
-    def draw(self, outputs: Any, generator: torch.Generator) -> list[Tensor]:
-        """Draw a bin of each sample."""
-        return KL().draw(F.logsigmoid(outputs), generator)
-
-    def sampled_loss(self, outputs: Any, targets: list[Tensor]) -> Tensor:
-        """Return the negative log-likelihood of what was drawn."""
-        return KL().sampled_loss(F.logsigmoid(outputs), targets)
-
-
 @dataclass(frozen=True, eq=False)
 class Case:
     """A network, and all that hosts and measurements need to know about it.
@@ -227,7 +207,7 @@ def _crepe(samples: int, seed: int) -> Case:
         test_inputs=test.frames,
         test_labels=test.bins,
         right=lambda outputs: (found_pitch(outputs) - test.cents).abs() <= 50,
-        divergence=PitchKL(),
+        divergence=KL(logits=F.logsigmoid),
         losses=losses,
         ignored=("classifier",),
         masked=tuple(convolutions),

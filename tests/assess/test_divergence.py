@@ -98,6 +98,30 @@ def test_a_student_that_says_nothing() -> None:
     assert float(KL().uninformed(torch.ones(6, 4))) == pytest.approx(0, abs=1e-6)
 
 
+@pytest.mark.parametrize("cls", [KL, JS, CalibratedKL])
+def test_outputs_that_are_no_logits(cls: type[KL]) -> None:
+    torch.manual_seed(0)
+    ours, theirs = torch.randn(2, 9, 4) * 3
+    probabilities = ours.softmax(-1), theirs.softmax(-1)
+    torch.testing.assert_close(cls(logits=torch.log)(*probabilities), cls()(ours, theirs))
+    torch.testing.assert_close(cls(logits=torch.log).uninformed(probabilities[1]), cls().uninformed(theirs))
+    competing = cls(temperature=2.0, logits=F.logsigmoid)(ours, theirs)
+    torch.testing.assert_close(competing, cls(temperature=2.0)(F.logsigmoid(ours), F.logsigmoid(theirs)))
+    with pytest.raises(ArgumentError, match="logits='log'"):
+        cls(logits="log")  # type: ignore[arg-type]
+
+
+def test_disagreement_is_counted_along_the_class_dimension() -> None:
+    theirs = torch.eye(4).repeat(2, 1)
+    ours = theirs.clone()
+    ours[:3] = ours[:3].roll(1, -1)
+    assert float(KL().disagreement(ours, theirs)) == pytest.approx(3 / 8)
+    assert float(KL(dim=0).disagreement(ours.T, theirs.T)) == pytest.approx(3 / 8)
+    assert float(KL(logits=torch.neg).disagreement(ours, ours)) == 0
+    tree = KL().disagreement([ours, theirs], [theirs, theirs])
+    assert float(tree) == pytest.approx(3 / 16)
+
+
 def test_other_class_dimensions_and_trees() -> None:
     torch.manual_seed(0)
     a, b = torch.randn(2, 3, 5, 4)
@@ -121,6 +145,7 @@ MEASURES: list[Any] = [
     KL(),
     KL(temperature=2.0),
     KL(temperature=(1.0, 4.0)),
+    KL(logits=F.logsigmoid),
     JS(),
     MSE(),
     Cosine(),

@@ -76,6 +76,7 @@ def test_what_has_no_gradient_is_refused() -> None:
 
 MEASURES = [
     KL(temperature=(1.0, 2.0, 4.0)),
+    KL(name="kl of sigmoids", logits=F.logsigmoid),
     CalibratedKL(),
     Detector((Head(1, 2, objectness=2, first_class=3, centres=(0,), sides=(1,)),)),
 ]

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import de_plugin
@@ -15,7 +16,7 @@ from de_plugin import DirectedEvolution, Problem, Score, Swaps
 from de_plugin.assess import KL, CalibratedKL
 from de_plugin.errors import ArgumentError
 from de_plugin.evolve import Halving
-from de_plugin.prune.guides import choice
+from de_plugin.prune.guides import choice, guides
 from tests.hashing import printed_whatever_the_hashes
 
 QUICK = DirectedEvolution(
@@ -266,6 +267,16 @@ def test_choices_that_are_as_good_as_equal_are_told_apart_by_agreement() -> None
     assert all(told["disagreement"][chosen] <= told["disagreement"][n] for n in rivals)
     equal, _ = choice(asked, KL(), masks, [1.0] * len(masks))
     assert told["disagreement"][equal] == min(told["disagreement"])
+
+
+def test_guides_read_outputs_as_the_measure_does() -> None:
+    measure = KL(dim=1, logits=F.logsigmoid)
+    assert [(g.dim, g.logits) for g in guides(measure)] == [(1, F.logsigmoid)] * 2
+    asked = Problem(linear(), 3 * data(8)[0], divergence=measure)
+    replace(QUICK, guides=True).evolve(asked, asked.eligible, 100, ~asked.protected)
+    [event] = [e for e in asked.events if e["kind"] == "guides"]
+    assert len(event["divergence"]) == 3
+    assert asked.divergence == measure
 
 
 def test_a_guide_leaves_no_measure_behind() -> None:

@@ -204,7 +204,10 @@ class Order:
         return back
 
     def _take(self, free: Mask, more: int, back: Mask) -> None:
-        """Let `more` go. Where much has gone before, choose all of it anew as well; what is better stays."""
+        """Let `more` go. Where much has gone before, choose all of it anew as well; what is better stays.
+
+        What a search has learnt of a small step misleads one for all that goes, which begins with nothing.
+        """
         problem = self.problem
         before, many = problem.kept, int(back.sum())
         problem.kept = problem.select(self._asked(free, more), free, more)
@@ -212,7 +215,8 @@ class Order:
             return
         grown, scores = problem.kept, self._scores.clone()
         problem.kept = before | back
-        anew = problem.select(self._asked(free | back, more + many), free | back, more + many)
+        with problem.afresh():
+            anew = problem.select(self._asked(free | back, more + many), free | back, more + many)
         problem.kept = anew
         was, now = problem.gate(torch.stack([grown, anew])).tolist()
         if not now < was:

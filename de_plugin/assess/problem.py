@@ -222,6 +222,15 @@ class Problem:
         finally:
             self.divergence = asked
 
+    @contextmanager
+    def afresh(self) -> Iterator[None]:
+        """Let searches inside the block begin with nothing learnt, and forget what they learn."""
+        learnt, self.state = self.state, {}
+        try:
+            yield
+        finally:
+            self.state = learnt
+
     # -- choosing --------------------------------------------------------------------------------
 
     def select(self, scores: Scores | Tensor, eligible: Mask, count: int) -> Masks:

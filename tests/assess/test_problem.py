@@ -173,6 +173,13 @@ def test_state_is_kept_for_each_owner() -> None:
     assert problem.state_of(two) == {}
     assert problem.state_of(one) == {"calls": 1}
     assert problem.state_of("shared") is problem.state_of("shared")
+    with problem.afresh():
+        assert problem.state_of(one) == {}
+        problem.state_of(one)["calls"] = 7
+    assert problem.state_of(one) == {"calls": 1}
+    with pytest.raises(KeyError), problem.afresh():
+        problem.state_of(one).pop("calls")
+    assert problem.state_of(one) == {"calls": 1}
     assert sorted(problem.state) == ["Magnitude 0", "Magnitude 1", "shared"]
 
 

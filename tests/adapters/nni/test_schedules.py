@@ -172,6 +172,25 @@ def test_many_single_weights_are_chosen_anew_at_each_step(monkeypatch: pytest.Mo
     assert better[1].after < told[1].after
 
 
+def test_what_is_chosen_anew_begins_with_nothing_learnt(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("de_plugin.adapters.nni.order._MANY", 1)
+    asked: list[tuple[int, bool]] = []
+
+    class Watched:
+        name, needs_gradient = "watched", False
+
+        def __call__(self, problem: Problem, eligible: Any, count: int) -> Any:
+            asked.append((count, bool(problem.state)))
+            return SMALL(problem, eligible, count)
+
+    model = simple()
+    inner = DEPruner(model, config(0.5), batches=images(), criterion=Watched(), fine=True, holdout=0)
+    AGPPruner(inner, 2, 2, evaluator(model, lr=0.0)).compress(4, None)
+    assert [learnt for _, learnt in asked] == [False] * 3
+    first, more, all_of_it = (count for count, _ in asked)
+    assert first + more == all_of_it
+
+
 @pytest.mark.parametrize("worse", ["more", "infinite"])
 def test_what_is_chosen_anew_and_no_better_is_dropped(worse: str, monkeypatch: pytest.MonkeyPatch) -> None:
     grown, told = agp(1 << 40, monkeypatch)

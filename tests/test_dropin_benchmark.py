@@ -67,25 +67,35 @@ def test_hosts_are_given_the_search_that_the_file_names(
 
 
 @pytest.mark.parametrize(
-    ("host", "samples", "search", "message"),
+    ("host", "asked", "message"),
     [
-        ("nni", None, 64, "--search-samples 64: expected 2 or more, and as many --samples"),
-        ("nni", 100, 101, "--search-samples 101"),
-        ("torch-pruning", 100, 1, "--search-samples 1"),
-        ("neural-compressor", 100, 64, "neural-compressor searches for levels on all samples"),
+        ("nni", {"search_samples": 64}, "--search-samples 64: expected 2 or more, and as many --samples"),
+        ("nni", {"samples": 100, "search_samples": 101}, "--search-samples 101"),
+        ("torch-pruning", {"samples": 100, "search_samples": 1}, "--search-samples 1"),
+        (
+            "neural-compressor",
+            {"samples": 100, "search_samples": 64},
+            "--search-samples 64: neural-compressor searches for levels, on all samples",
+        ),
+        ("nni", {"search_rounds": 0}, "--search-rounds 0: expected 1 or more"),
+        (
+            "neural-compressor",
+            {"search_rounds": 9},
+            "--search-rounds 9: neural-compressor searches for levels",
+        ),
     ],
 )
-def test_a_search_that_cannot_be_is_refused(
-    host: str, samples: int | None, search: int, message: str
-) -> None:
-    dropin = benchmark("dropin")
+def test_a_search_that_cannot_be_is_refused(host: str, asked: dict[str, int], message: str) -> None:
     with pytest.raises(SystemExit, match=message):
-        dropin._search(argparse.Namespace(host=host, samples=samples, search_samples=search))
+        search(host=host, **asked)
 
 
 def test_the_search_is_as_large_as_asked() -> None:
-    dropin = benchmark("dropin")
-    options = argparse.Namespace(host="nni", samples=100, search_samples=None)
-    assert dropin._search(options) == DirectedEvolution.brief()
-    options.search_samples = 64
-    assert dropin._search(options) == DirectedEvolution.brief(64)
+    assert search(samples=100) == DirectedEvolution.brief()
+    assert search(samples=100, search_samples=64) == DirectedEvolution.brief(64)
+    assert search(search_rounds=40) == DirectedEvolution.brief(rounds=40)
+
+
+def search(**asked: Any) -> Any:
+    usual = {"host": "nni", "samples": None, "search_samples": None, "search_rounds": None}
+    return benchmark("dropin")._search(argparse.Namespace(**{**usual, **asked}))

@@ -89,6 +89,7 @@ def _parsed() -> argparse.Namespace:
     parser.add_argument(
         "--search-samples", type=int, help="that DE measures a candidate on, no more than --samples"
     )
+    parser.add_argument("--search-rounds", type=int, help="of exchanges that DE may make; 6 where not given")
     parser.add_argument("--threads", type=int, default=2)
     return parser.parse_args()
 
@@ -113,14 +114,16 @@ def _search(options: argparse.Namespace) -> DirectedEvolution:
     Raises:
         SystemExit: it would not be what was asked for.
     """
-    asked, given = options.search_samples, options.samples or 0
-    if asked is None:
-        return DirectedEvolution.brief()
-    if options.host in QUANTIZING:
-        raise SystemExit(f"--search-samples {asked}: {options.host} searches for levels on all samples")
-    if not 2 <= asked <= given:
-        raise SystemExit(f"--search-samples {asked}: expected 2 or more, and as many --samples")
-    return DirectedEvolution.brief(asked)
+    samples, rounds, given = options.search_samples, options.search_rounds, options.samples or 0
+    asked = {k: v for k, v in (("samples", samples), ("rounds", rounds)) if v is not None}
+    for name, value in asked.items():
+        if options.host in QUANTIZING:
+            raise SystemExit(f"--search-{name} {value}: {options.host} searches for levels, on all samples")
+    if samples is not None and not 2 <= samples <= given:
+        raise SystemExit(f"--search-samples {samples}: expected 2 or more, and as many --samples")
+    if rounds is not None and rounds < 1:
+        raise SystemExit(f"--search-rounds {rounds}: expected 1 or more")
+    return DirectedEvolution.brief(**asked)
 
 
 def _opened(options: argparse.Namespace, host: Any, search: DirectedEvolution) -> dict[str, Any]:

@@ -167,6 +167,24 @@ def test_a_brief_search_is_as_large_as_it_is_asked_to_be() -> None:
             DirectedEvolution.brief(wrong)
 
 
+def test_a_brief_search_makes_as_many_rounds_as_it_may() -> None:
+    def swaps(search: DirectedEvolution) -> int:
+        asked = Problem(linear(), data(8))
+        search.evolve(asked, asked.eligible, 60, asked.eligible)
+        turns: int = asked.state_of("swap").get("turn", 0)
+        return turns
+
+    usual, long = DirectedEvolution.brief(), DirectedEvolution.brief(rounds=40)
+    assert long == replace(usual, swaps=replace(usual.swaps, rounds=40, patience=8))
+    plain = {n: swaps(replace(DirectedEvolution.brief(rounds=n), guides=False)) for n in (2, 6, 40)}
+    assert plain[2] == 2
+    assert 3 <= plain[6] <= 6 < plain[40] <= 40
+    wrong: Any
+    for wrong in (0, -1, 1.5, "a", True):
+        with pytest.raises(ArgumentError, match=f"rounds={wrong!r}"):
+            DirectedEvolution.brief(rounds=wrong)
+
+
 def test_it_is_a_criterion_inside_others() -> None:
     nested = de_plugin.nest(QUICK, "magnitude")
     mixed = de_plugin.blend({QUICK: 1.0, "magnitude": 0.5})

@@ -14,9 +14,11 @@ from tests.scripts import BENCHMARKS, benchmark
 ROOT = Path(__file__).parents[1]
 PRUNERS = {
     "dropin-torch-pruning.json": ("## Torch-Pruning", 40),
+    "dropin-torch-pruning-128.json": ("### CREPE with more frames", 1),
+    "dropin-torch-pruning-rounds.json": ("## Longer searches", 3),
     "dropin-nni.json": ("## NNI", 70),
+    "dropin-nni-rounds.json": ("## Longer searches", 1),
     "dropin-nni-10000.json": ("### NNI with more images", 10),
-    "dropin-nni-30000.json": ("### NNI with more images", 2),
 }
 """Files of `dropin.py`, the section that shows them, and how many cells they must show at least."""
 

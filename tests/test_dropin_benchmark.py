@@ -69,13 +69,17 @@ def test_hosts_are_given_the_search_that_the_file_names(
 @pytest.mark.parametrize(
     ("host", "asked", "message"),
     [
-        ("nni", {"search_samples": 64}, "--search-samples 64: expected 2 or more, and as many --samples"),
+        (
+            "nni",
+            {"search_samples": 64},
+            "--search-samples 64: expected 2 or more, and at least as many --samples",
+        ),
         ("nni", {"samples": 100, "search_samples": 101}, "--search-samples 101"),
         ("torch-pruning", {"samples": 100, "search_samples": 1}, "--search-samples 1"),
         (
             "neural-compressor",
             {"samples": 100, "search_samples": 64},
-            "--search-samples 64: neural-compressor searches for levels, on all samples",
+            "--search-samples 64: neural-compressor searches for levels; leave it out",
         ),
         ("nni", {"search_rounds": 0}, "--search-rounds 0: expected 1 or more"),
         (

@@ -206,7 +206,7 @@ class Order:
     def _take(self, free: Mask, more: int, back: Mask) -> None:
         """Let `more` go. Where much has gone before, choose all of it anew as well; what is better stays.
 
-        What a search has learnt of a small step misleads one for all that goes, which begins with nothing.
+        That is a choice as if all went at once: what a search has learnt of a small step may hold it there.
         """
         problem = self.problem
         before, many = problem.kept, int(back.sum())

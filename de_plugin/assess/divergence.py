@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -126,9 +126,10 @@ class KL:
     Args:
         temperature: both logits are divided by it; > 0. Of several the mean is taken: at high ones the
             small probabilities count as well (Hinton et al., arXiv:1503.02531, sec. 2).
-        dim: the class dimension of every output.
-        logits: what turns every output into logits; None: outputs are logits. ``torch.log`` for
-            probabilities, ``F.logsigmoid`` where sigmoids compete, such as those of bins around a pitch.
+        dim: the class dimension of every output, of what `logits` returns where it is given.
+        logits: turns every output into finite logits, each sample by itself; None: outputs are logits.
+            ``F.logsigmoid`` where sigmoids compete, such as those of bins around a pitch,
+            ``lambda p: p.clamp_min(1e-12).log()`` for probabilities. Gets half precision as single.
     """
 
     temperature: float | tuple[float, ...] = 1.0
@@ -136,7 +137,7 @@ class KL:
     name: str = "kl"
     differentiable: bool = True
     curvature: float = 1.0
-    logits: Callable[[Tensor], Tensor] | None = None
+    logits: Callable[[Tensor], Tensor] | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         """Refuse temperatures that are not positive, and logits that nothing makes."""
@@ -145,9 +146,10 @@ class KL:
             raise ArgumentError(
                 f"temperature={self.temperature!r}: expected a finite number > 0, or a tuple of several"
             )
-        if self.logits is not None and not callable(self.logits):
+        if self.logits is not None and (isinstance(self.logits, type) or not callable(self.logits)):
             raise ArgumentError(
-                f"logits={self.logits!r}: expected a function of one output that returns logits, or None"
+                f"logits={self.logits!r}: expected a function of one output, such as "
+                "torch.nn.functional.logsigmoid, or None where outputs are logits"
             )
 
     def __call__(self, student: PyTree, teacher: PyTree, labels: Any = None) -> Tensor:
@@ -162,7 +164,8 @@ class KL:
 
     def disagreement(self, student: PyTree, teacher: PyTree) -> Tensor:
         """Return how often the student's likeliest class is another one than the teacher's, in [0, 1]."""
-        likeliest = [[self._log(x).argmax(self.dim) for x in pair] for pair in _pairs(student, teacher)]
+        pairs = _pairs(student, teacher)
+        likeliest = [[self._scaled(x, 1.0).argmax(self.dim) for x in pair] for pair in pairs]
         return _mean([(ours != theirs).float().mean() for ours, theirs in likeliest])
 
     def uninformed(self, teacher: PyTree) -> Tensor:
@@ -184,7 +187,7 @@ class KL:
                 p = F.softmax(self._scaled(x, t), self.dim).double().cumsum(self.dim)
                 u = _uniform(p.narrow(self.dim, 0, 1), generator)
                 index = (p < u * p.narrow(self.dim, -1, 1)).sum(self.dim)
-                drawn.append(index.clamp(max=x.shape[self.dim] - 1))
+                drawn.append(index.clamp(max=p.shape[self.dim] - 1))
             targets.append(torch.stack(drawn, -1) if len(drawn) > 1 else drawn[0])
         return targets
 
@@ -206,9 +209,9 @@ class KL:
         return self.temperature if isinstance(self.temperature, tuple) else (self.temperature,)
 
     def _scaled(self, x: Tensor, temperature: float) -> Tensor:
-        return (x if self.logits is None else self.logits(x)) / temperature
+        return (x if self.logits is None else self.logits(wide(x))) / temperature
 
-    def _log(self, x: Tensor, temperature: float = 1.0) -> Tensor:
+    def _log(self, x: Tensor, temperature: float) -> Tensor:
         """Return log probabilities."""
         return F.log_softmax(self._scaled(x, temperature), self.dim)
 
@@ -245,7 +248,7 @@ class CalibratedKL(KL):
     Args:
         temperature: of both logits, before.
         dim: the class dimension of every output.
-        logits: what turns an output into logits, see `KL`.
+        logits: turns an output into logits, see `KL`.
         share: weight of the calibrated term, in [0, 1].
     """
 

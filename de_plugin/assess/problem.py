@@ -224,8 +224,12 @@ class Problem:
 
     @contextmanager
     def afresh(self) -> Iterator[None]:
-        """Let searches inside the block begin with nothing learnt, and forget what they learn."""
-        learnt, self.state = self.state, {}
+        """Let searches inside the block begin with nothing learnt, and forget what they learn.
+
+        What measuring has learnt of the model and of the memory stays, and stays known afterwards.
+        """
+        evaluator = self.state_of("evaluator")
+        learnt, self.state = self.state, {"evaluator": evaluator}
         try:
             yield
         finally:

@@ -129,7 +129,8 @@ def _described(value: Any) -> str:
     if isinstance(value, partial):
         return f"partial {described([value.func, value.args, value.keywords])}"
     if hasattr(value, "__qualname__"):
-        return f"{value.__module__}.{value.__qualname__}"
+        owner = getattr(value, "__objclass__", value)  # methods of types in C have no module of their own
+        return f"{getattr(value, '__module__', None) or owner.__module__}.{value.__qualname__}"
     kind = type(value)
     attributes = {} if isinstance(value, nn.Module) else getattr(value, "__dict__", {})
     return f"{kind.__module__}.{kind.__qualname__} {described(attributes)}"

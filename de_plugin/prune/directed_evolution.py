@@ -56,7 +56,7 @@ class DirectedEvolution:
         guides: whether others than plain KL guide where a choice costs much of what the teacher tells, for
             KL likes students that say nothing. Then softened and calibrated KL guide a search each, and
             the least KL on data held back decides, and where choices are as good as equal in it, how often
-            their largest output is the teacher's.
+            their likeliest class is the teacher's.
     """
 
     criteria: tuple[Criterion | str, ...] = ("magnitude", "activation", "fisher")
@@ -79,10 +79,11 @@ class DirectedEvolution:
                 swaps' gradients grow in proportion, as does the time. Only samples that the search is given
                 count: of those that a pruner reads, a tenth is held back.
             rounds: of exchanges after the genomes, 1 or more; they end when a fifth of them in a row, at
-                least 3, finds nothing. Where a cut destroys much, many more still find better sets.
+                least 3, finds nothing. Where a cut destroys much, more of them may find better sets; the
+                time grows nearly in proportion, and three times where others guide as well.
 
         Raises:
-            ArgumentError: `samples` is no whole number, or below 2; `rounds` is none, or below 1.
+            ArgumentError: `samples` or `rounds` is no whole number, or too small.
 
         >>> DirectedEvolution.brief().population
         16

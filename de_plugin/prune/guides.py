@@ -33,7 +33,7 @@ def choice(problem: Problem, measure: KL, masks: Masks, values: list[float]) -> 
     """Return which choice is the best, and what there is to tell of it.
 
     The least divergence on data held back decides, and between choices that are as good as equal in it, how
-    often the student's largest output is another one than the teacher's.
+    often the student's likeliest class is another one than the teacher's.
 
     Args:
         problem: whose student is asked.

@@ -118,9 +118,9 @@ def _search(options: argparse.Namespace) -> DirectedEvolution:
     asked = {k: v for k, v in (("samples", samples), ("rounds", rounds)) if v is not None}
     for name, value in asked.items():
         if options.host in QUANTIZING:
-            raise SystemExit(f"--search-{name} {value}: {options.host} searches for levels, on all samples")
+            raise SystemExit(f"--search-{name} {value}: {options.host} searches for levels; leave it out")
     if samples is not None and not 2 <= samples <= given:
-        raise SystemExit(f"--search-samples {samples}: expected 2 or more, and as many --samples")
+        raise SystemExit(f"--search-samples {samples}: expected 2 or more, and at least as many --samples")
     if rounds is not None and rounds < 1:
         raise SystemExit(f"--search-rounds {rounds}: expected 1 or more")
     return DirectedEvolution.brief(**asked)

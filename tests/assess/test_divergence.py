@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from de_plugin.assess.detector import Detector, Head
 from de_plugin.assess.divergence import (
@@ -107,8 +107,38 @@ def test_outputs_that_are_no_logits(cls: type[KL]) -> None:
     torch.testing.assert_close(cls(logits=torch.log).uninformed(probabilities[1]), cls().uninformed(theirs))
     competing = cls(temperature=2.0, logits=F.logsigmoid)(ours, theirs)
     torch.testing.assert_close(competing, cls(temperature=2.0)(F.logsigmoid(ours), F.logsigmoid(theirs)))
-    with pytest.raises(ArgumentError, match="logits='log'"):
-        cls(logits="log")  # type: ignore[arg-type]
+    wrong: Any
+    for wrong in ("log", nn.LogSigmoid, 1):
+        with pytest.raises(ArgumentError, match="logits="):
+            cls(logits=wrong)
+
+
+def floored(p: Tensor) -> Tensor:
+    return p.clamp_min(1e-12).log()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_probabilities_that_are_zero_stay_finite(dtype: torch.dtype) -> None:
+    measure = KL(logits=floored)
+    theirs = torch.tensor([[1.0, 0, 0], [0, 0.5, 0.5]], dtype=dtype)
+    ours = torch.tensor([[0.9, 0.1, 0], [0, 0, 1.0]], dtype=dtype, requires_grad=True)
+    assert 0 < float(measure(ours.detach(), theirs)) < 20
+    assert float(measure(theirs, theirs)) == 0
+    assert float(measure.uninformed(theirs)) == pytest.approx(math.log(2), rel=1e-3)
+    loss = measure.sampled_loss(ours, measure.draw(theirs, torch.Generator().manual_seed(0)))
+    [gradient] = torch.autograd.grad(loss, ours)
+    assert bool(gradient.isfinite().all())
+    assert bool(gradient.any())
+
+
+def test_logits_may_make_classes() -> None:
+    measure = KL(logits=lambda x: torch.cat([torch.zeros_like(x), x], -1))
+    drawn = measure.draw(torch.full((400, 1), 1.0), torch.Generator().manual_seed(0))[0]
+    assert float((drawn == 1).float().mean()) == pytest.approx(1 / (1 + math.exp(-1)), abs=0.07)
+    ours, theirs = torch.randn(2, 9, 1, generator=torch.Generator().manual_seed(1))
+    p, q = theirs.sigmoid(), ours.sigmoid()
+    binary = (p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()).mean()
+    torch.testing.assert_close(measure(ours, theirs), binary)
 
 
 def test_disagreement_is_counted_along_the_class_dimension() -> None:
@@ -117,7 +147,10 @@ def test_disagreement_is_counted_along_the_class_dimension() -> None:
     ours[:3] = ours[:3].roll(1, -1)
     assert float(KL().disagreement(ours, theirs)) == pytest.approx(3 / 8)
     assert float(KL(dim=0).disagreement(ours.T, theirs.T)) == pytest.approx(3 / 8)
-    assert float(KL(logits=torch.neg).disagreement(ours, ours)) == 0
+    near = torch.tensor([[18.0, 18.5, -20.0]])
+    assert float(KL(logits=F.logsigmoid).disagreement(near, near[:, [1, 0, 2]])) == 1
+    assert float(KL().disagreement(torch.tensor([[0.0, 1e-9]]), torch.tensor([[1e-9, 0.0]]))) == 1
+    assert float(KL(logits=torch.abs).disagreement(near, -near)) == 0 < float(KL().disagreement(near, -near))
     tree = KL().disagreement([ours, theirs], [theirs, theirs])
     assert float(tree) == pytest.approx(3 / 16)
 

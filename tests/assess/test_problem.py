@@ -173,12 +173,17 @@ def test_state_is_kept_for_each_owner() -> None:
     assert problem.state_of(two) == {}
     assert problem.state_of(one) == {"calls": 1}
     assert problem.state_of("shared") is problem.state_of("shared")
+    problem.state_of("evaluator")["plain"] = "fails"
     with problem.afresh():
         assert problem.state_of(one) == {}
         problem.state_of(one)["calls"] = 7
+        assert problem.state_of("evaluator") == {"plain": "fails"}
+        problem.state_of("evaluator")["working_set"] = 9
+    assert problem.state.pop("evaluator") == {"plain": "fails", "working_set": 9}
     assert problem.state_of(one) == {"calls": 1}
     with pytest.raises(KeyError), problem.afresh():
         problem.state_of(one).pop("calls")
+    assert problem.state.pop("evaluator") == {}
     assert problem.state_of(one) == {"calls": 1}
     assert sorted(problem.state) == ["Magnitude 0", "Magnitude 1", "shared"]
 

@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import de_plugin
-from de_plugin import Budget, DirectedEvolution, version
+from de_plugin import KL, Budget, DirectedEvolution, version
 from de_plugin.errors import CheckpointError
 from de_plugin.prune import checkpoint as module
 from de_plugin.prune.checkpoint import Checkpoint, described
@@ -177,6 +178,17 @@ def test_descriptions_hold_no_addresses() -> None:
     assert described({"a": (1, Own(), len)}).count("0x") == 0
     assert described(Own()) == described(Own())
     assert described(torch.ones(2)) != described(torch.zeros(2))
+
+
+def test_measures_are_told_apart_by_how_they_read_outputs() -> None:
+    def floored(least: float) -> Any:
+        return lambda p: p.clamp_min(least).log()
+
+    ways: list[Any] = [None, F.logsigmoid, torch.Tensor.log, torch.log, floored(1e-3), floored(1e-6)]
+    told = [described(KL(logits=way)) for way in ways]
+    assert len(set(told)) == len(ways)
+    assert "0x" not in "".join(told)
+    assert told[-1] == described(KL(logits=floored(1e-6)))
 
 
 def test_functions_are_told_apart_by_what_they_do() -> None:

@@ -289,11 +289,14 @@ def test_choices_that_are_as_good_as_equal_are_told_apart_by_agreement() -> None
 
 def test_guides_read_outputs_as_the_measure_does() -> None:
     measure = KL(dim=1, logits=F.logsigmoid)
-    assert [(g.dim, g.logits) for g in guides(measure)] == [(1, F.logsigmoid)] * 2
+    assert [(x.dim, x.logits) for x in guides(measure)] == [(1, F.logsigmoid)] * 2
     asked = Problem(linear(), 3 * data(8)[0], divergence=measure)
     replace(QUICK, guides=True).evolve(asked, asked.eligible, 100, ~asked.protected)
     [event] = [e for e in asked.events if e["kind"] == "guides"]
     assert len(event["divergence"]) == 3
+    [kept] = [asked.gate(asked.kept[None])]
+    assert event["divergence"] != [float(kept[0])] * 3
+    assert all(0 < x < 1 for x in event["disagreement"])
     assert asked.divergence == measure
 
 

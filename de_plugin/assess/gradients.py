@@ -12,8 +12,9 @@ from torch.func import functional_call, grad, vmap
 from torch.utils._pytree import tree_map
 
 from de_plugin.assess.batches import Batch
-from de_plugin.assess.divergence import MSE, Curved, check_labels, cross_entropy, leaves
+from de_plugin.assess.divergence import MSE, Curved, leaves
 from de_plugin.assess.functional import Call, places
+from de_plugin.assess.labels import check_labels, cross_entropy
 from de_plugin.errors import DEError, DEWarning, GradientError
 
 if TYPE_CHECKING:

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from de_plugin.assess.divergence import Divergence, check_labels
+from de_plugin.assess.divergence import Divergence
+from de_plugin.assess.labels import check_labels
 from de_plugin.assess.teacher import Forward, plain_forward
 from de_plugin.assess.units import Pattern
 from de_plugin.compare.row import TASKS

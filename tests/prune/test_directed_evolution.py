@@ -291,12 +291,16 @@ def test_guides_read_outputs_as_the_measure_does() -> None:
     measure = KL(dim=1, logits=F.logsigmoid)
     assert [(x.dim, x.logits) for x in guides(measure)] == [(1, F.logsigmoid)] * 2
     asked = Problem(linear(), 3 * data(8)[0], divergence=measure)
-    replace(QUICK, guides=True).evolve(asked, asked.eligible, 100, ~asked.protected)
+    kept = replace(QUICK, guides=True).evolve(asked, asked.eligible, 100, ~asked.protected)
     [event] = [e for e in asked.events if e["kind"] == "guides"]
-    assert len(event["divergence"]) == 3
-    [kept] = [asked.gate(asked.kept[None])]
-    assert event["divergence"] != [float(kept[0])] * 3
-    assert all(0 < x < 1 for x in event["disagreement"])
+    assert len(event["divergence"]) == len(event["disagreement"]) == 3
+    [held_back] = asked.pool.take(asked.held_back)
+    with torch.no_grad(), asked.units.zeroed(kept):
+        answers = F.logsigmoid(asked.model(held_back.inputs)), F.logsigmoid(held_back.teacher)
+    wrong = float((answers[0].argmax(1) != answers[1].argmax(1)).float().mean())
+    assert event["divergence"][event["chosen"]] == pytest.approx(float(KL(dim=1)(*answers)), rel=1e-4)
+    assert event["disagreement"][event["chosen"]] == pytest.approx(wrong)
+    assert wrong > 0
     assert asked.divergence == measure
 
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from de_plugin.assess.batches import Batch
-from de_plugin.assess.divergence import check_labels, cross_entropy
 from de_plugin.assess.guard import untouched_on_error
 from de_plugin.assess.halfway import Halfway
+from de_plugin.assess.labels import check_labels, cross_entropy
 from de_plugin.assess.problem import Problem
 from de_plugin.errors import ArgumentError, GradientError
 from de_plugin.prune.recover.hints import Hints, Teacher, untouched, watched
